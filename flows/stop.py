@@ -1,0 +1,30 @@
+"""SIGTERM as a request: the unit of work in flight is finished, and no other starts."""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_on_sigterm() -> Generator[threading.Event]:
+    """An event that the first SIGTERM sets; a second one acts as if nobody had asked politely.
+
+    Only the main thread may handle signals; elsewhere the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGTERM, previous)
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,1 @@
+"""tidecache: distil diffusion language models from a cache of the teacher's answers."""

@@ -1,0 +1,137 @@
+"""A shard's content from the bytes of its files; the inverse of `encode`."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+
+from pipeline.diffusion.corrupt import has_any, is_covered
+from storage_schemas.errors import CacheCorruptError
+from storage_schemas.examples import Bools, Pair
+from storage_schemas.identity import KeptIdentity
+from storage_schemas.manifest import LedgerEntry
+from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, SKIPS, VIEWS, Table, decode_table
+from storage_schemas.shard import ShardContent, StoredView
+from storage_schemas.skips import Skip
+from storage_schemas.targets import Targets, TopKTargets
+from storage_schemas.views import Corruption
+from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_top_k
+
+
+def decode_shard(
+    files: Mapping[str, bytes], entry: LedgerEntry, kept: KeptIdentity
+) -> ShardContent:
+    """The content whose files (by path under the shard's folder) these are."""
+    examples = _decode_examples(decode_table(EXAMPLES, files["examples.parquet"]))
+    views = decode_table(VIEWS, files["views.parquet"])
+    chunks = decode_table(CHUNKS, files["chunks.parquet"])
+    skips = decode_table(SKIPS, files["skips.parquet"]).texts
+    counts = entry.counts
+    _expect("examples", len(examples), counts.num_examples)
+    _expect("views", len(views.texts["record_id"]), counts.num_views)
+    _expect("chunks", len(chunks.arrays["chunk"]), counts.num_chunks)
+    _expect("skips", len(skips["reason"]), sum(counts.skips.values()))
+    top_k = None
+    if kept.top_k:
+        num_rows = int((chunks.arrays["t1"] - chunks.arrays["t0"]).sum())
+        _expect("token rows", num_rows, counts.num_token_rows)
+        top_k = decode_top_k(tokens_of(files), kept, num_rows)
+    return ShardContent(
+        part=entry.part,
+        view_start=entry.view_start,
+        view_stop=entry.view_stop,
+        examples=examples,
+        views=_decode_views(examples, views, chunks, top_k),
+        skips=tuple(
+            Skip(**dict(zip(skips, row, strict=True))) for row in zip(*skips.values(), strict=True)
+        ),
+    )
+
+
+def tokens_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files under tokens.zarr, by path under it."""
+    prefix = f"{TOKENS_FOLDER}/"
+    return {
+        path.removeprefix(prefix): data for path, data in files.items() if path.startswith(prefix)
+    }
+
+
+def derive_corruption(pair: Pair, *, view: int, time: float, is_masked_S: Bools) -> Corruption:
+    """The noise of a view from the student's mask, which is chunk-consistent."""
+    is_masked_C = has_any(pair.chunks_C4[:, 2:], is_masked_S)
+    return Corruption(
+        view=view,
+        time=time,
+        is_masked_S=is_masked_S,
+        is_masked_T=is_covered(pair.chunks_C4[:, :2], is_masked_C, len(pair.teacher_ids_T)),
+        is_masked_C=is_masked_C,
+    )
+
+
+def _decode_examples(table: Table) -> tuple[Pair, ...]:
+    rows = zip(
+        table.texts["record_id"],
+        table.lists["student_ids"].rows(),
+        table.lists["is_target"].rows(),
+        table.lists["teacher_ids"].rows(),
+        table.lists["chunks"].rows(),
+        strict=True,
+    )
+    return tuple(
+        Pair(
+            record_id=record_id,
+            student_ids_S=student_ids_S,
+            is_target_S=is_target_S,
+            teacher_ids_T=teacher_ids_T,
+            chunks_C4=chunks_C4,
+        )
+        for record_id, student_ids_S, is_target_S, teacher_ids_T, chunks_C4 in rows
+    )
+
+
+def _decode_views(
+    examples: tuple[Pair, ...], views: Table, chunks: Table, top_k: TopKTargets | None
+) -> tuple[StoredView, ...]:
+    column = chunks.arrays
+    num_views = len(views.texts["record_id"])
+    edges = np.searchsorted(column["view_row"], np.arange(num_views + 1))
+    row_stops = np.concatenate(([0], (column["t1"] - column["t0"]).cumsum(dtype=np.int64)))
+    chunk_edges: list[int] = edges.tolist()
+    row_edges: list[int] = row_stops[edges].tolist()
+    stored: list[StoredView] = []
+    rows = zip(
+        views.arrays["example"].tolist(),
+        views.arrays["view"].tolist(),
+        views.arrays["time"].tolist(),
+        views.lists["is_masked"].rows(),
+        pairwise(chunk_edges),
+        pairwise(row_edges),
+        strict=True,
+    )
+    for example, view, time, is_masked_S, (start, stop), token_rows in rows:
+        pair = examples[int(example)]
+        noise = derive_corruption(pair, view=view, time=time, is_masked_S=is_masked_S)
+        targets = Targets(
+            chunk_C=column["chunk"][start:stop],
+            pass_C=column["pass"][start:stop],
+            logp_C=column["logp"][start:stop],
+            top_k=None if top_k is None else _rows(top_k, *token_rows),
+        )
+        stored.append(StoredView(example=example, corruption=noise, targets=targets))
+    return tuple(stored)
+
+
+def _rows(top_k: TopKTargets, start: int, stop: int) -> TopKTargets:
+    return TopKTargets(
+        ids_MK=top_k.ids_MK[start:stop],
+        logits_MK=top_k.logits_MK[start:stop],
+        logsumexp_MJ=top_k.logsumexp_MJ[start:stop],
+        gold_logp_M=top_k.gold_logp_M[start:stop],
+        temperatures=top_k.temperatures,
+        vocab_size=top_k.vocab_size,
+    )
+
+
+def _expect(what: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise CacheCorruptError(f"expected {expected} {what}, as the ledger says, got {got}")

@@ -1,0 +1,79 @@
+"""Reading a cache: the ledger alone is trusted, and every byte is checked before it is used."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from pipeline.cache.decode import decode_shard
+from pipeline.cache.ledger import check_files, read_ledger, read_manifest
+from storage_schemas.errors import CacheCorruptError, CacheMissingError
+from storage_schemas.identity import CacheIdentity
+from storage_schemas.manifest import LEDGER_FOLDER, FileEntry, LedgerEntry, Manifest
+from storage_schemas.shard import ShardContent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheReader:
+    """A cache as its ledger stood at opening; `entries` in order of part, then view."""
+
+    path: Path
+    manifest: Manifest
+    entries: tuple[LedgerEntry, ...]
+
+    @classmethod
+    def open(cls, path: Path, *, allow_empty: bool = False) -> "CacheReader":
+        """Reads manifest and ledger, and checks that every finished file is there in full."""
+        manifest, entries = read_manifest(path), read_ledger(path)
+        if not entries and not allow_empty:
+            raise CacheMissingError(
+                f"{path}: expected a committed shard or more, got none in {LEDGER_FOLDER}/; "
+                f"run 'tidecache teacher-cache' to its end first"
+            )
+        check_files(path, manifest, entries)
+        return cls(path=path, manifest=manifest, entries=entries)
+
+    @property
+    def identity(self) -> CacheIdentity:
+        """What the cache was made from."""
+        return self.manifest.identity
+
+    @property
+    def num_views(self) -> int:
+        """Views 0 .. num_views - 1 are there for every committed part; 0 without a part."""
+        views: dict[int, int] = {}
+        for entry in self.entries:  # in order of view, so a gap ends the count
+            views.setdefault(entry.part, 0)
+            if entry.view_start == views[entry.part]:
+                views[entry.part] = entry.view_stop
+        return min(views.values(), default=0)
+
+    def read_shard(self, entry: LedgerEntry) -> ShardContent:
+        """The whole content of one shard."""
+        try:
+            files = self.read_files(entry, entry.files)
+            return decode_shard(files, entry, self.identity.kept)
+        except CacheCorruptError as error:
+            raise CacheCorruptError(
+                f"shard {entry.shard} of {self.path}: {error}; remove "
+                f"{LEDGER_FOLDER}/{entry.shard}.json and run 'tidecache teacher-cache' again: it "
+                f"makes this shard anew"
+            ) from error
+
+    def read_files(self, entry: LedgerEntry, files: Iterable[FileEntry]) -> dict[str, bytes]:
+        """The bytes of some files of a shard by path under its folder, as the ledger knows them."""
+        return {entry.inner_path(file): self._read(file) for file in files}
+
+    def _read(self, file: FileEntry) -> bytes:
+        try:
+            data = (self.path / file.path).read_bytes()
+        except OSError as error:
+            raise CacheCorruptError(f"expected {file.path}, got: {error}") from error
+        got = xxhash.xxh3_128_hexdigest(data)
+        if (len(data), got) != (file.size, file.xxh3_128):
+            raise CacheCorruptError(
+                f"expected {file.path} of {file.size} bytes with xxh3 {file.xxh3_128}, "
+                f"got {len(data)} bytes with {got}"
+            )
+        return data

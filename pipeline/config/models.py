@@ -1,0 +1,80 @@
+"""Which student and which teacher, and how each reads its sequence (method, sections 0 and 7)."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import StrictModel
+
+Count = Annotated[int, Field(gt=0)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ModelSource(StrictModel):
+    """A transformers checkpoint: a folder, or a hub name at a revision.
+
+    Remote code runs only where `trust_remote_code` is set AND a revision pins what is run.
+    mask_token names the token that stands for a masked one where the tokenizer has no mask token.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    trust_remote_code: bool = False
+    mask_token: str | None = None
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and self.revision is None:
+            raise ValueError(
+                "trust_remote_code = true needs a pinned revision (a commit hash), got none"
+            )
+        return self
+
+
+class StudentConfig(ModelSource):
+    """The student: sequence length and diffusion block in tokens; the length is whole blocks."""
+
+    length: Count = 512
+    block_size: Count = 32
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Self:
+        if self.length % self.block_size:
+            raise ValueError(
+                f"expected a length of whole blocks of {self.block_size}, got {self.length}"
+            )
+        return self
+
+
+class FullAttention(StrictModel):
+    """Every token of the noised sequence sees every other (LLaDA2)."""
+
+    type: Literal["full"] = "full"
+
+
+class BlockAttention(StrictModel):
+    """The block-diffusion mask over [x_0, x_t] (WeDLM)."""
+
+    type: Literal["block"]
+    block_size: Count = 32
+
+
+class TeacherConfig(ModelSource):
+    """The teacher. A pass holds at most `batch_tokens` tokens, padding included."""
+
+    family: Literal["native"] = "native"
+    attention: Annotated[FullAttention | BlockAttention, Field(discriminator="type")]
+    length: Count = 1024
+    dtype: Dtype = "bfloat16"
+    device: Device = "auto"
+    batch_tokens: Count = 16384
+
+    @model_validator(mode="after")
+    def _whole_blocks(self) -> Self:
+        if isinstance(self.attention, BlockAttention) and self.length % self.attention.block_size:
+            raise ValueError(
+                f"expected a length of whole blocks of {self.attention.block_size}, "
+                f"got {self.length}"
+            )
+        return self

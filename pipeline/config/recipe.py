@@ -1,0 +1,189 @@
+"""One recipe: all that the two flows need, from TOML, with overrides from the command line."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.config.base import StrictModel
+from pipeline.config.cache import CacheConfig, NoiseConfig, TargetsConfig, TopKTargetsConfig
+from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
+from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
+from pipeline.config.records import RecordsConfig
+from pipeline.config.train import TrainConfig
+from storage_schemas.errors import RecipeError
+
+
+class CrossTokenizer(StrictModel):
+    """Pipeline A: student and teacher read the text with different tokenizers."""
+
+    type: Literal["cross_tokenizer"] = "cross_tokenizer"
+
+
+class SharedTokenizer(StrictModel):
+    """Pipeline B: the first `vocab` ids mean the same on both sides (151646 for WeDLM)."""
+
+    type: Literal["shared_tokenizer"]
+    vocab: Annotated[int, Field(gt=0)]
+
+
+class Recipe(StrictModel):
+    """Both stages. Stage 2 reads [student], [cache], [objective] and [train] only."""
+
+    pipeline: Annotated[CrossTokenizer | SharedTokenizer, Field(discriminator="type")]
+    records: RecordsConfig
+    student: StudentConfig
+    teacher: TeacherConfig
+    noise: NoiseConfig = NoiseConfig()
+    targets: TargetsConfig
+    cache: CacheConfig
+    objective: ObjectiveConfig = MaskedNll()
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if mistakes := [*_misfits(self.pipeline, self.targets, self.objective)]:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    @property
+    def teacher_block_size(self) -> int | None:
+        """Tokens a block of a block-wise teacher, else None."""
+        attention = self.teacher.attention
+        return attention.block_size if isinstance(attention, BlockAttention) else None
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from TOML. An override `objective.type=calm` sets one key; its value is TOML.
+
+    Setting a table's `type` starts that table anew, since another variant has other keys. Relative
+    paths in a recipe are relative to the folder that the command runs in.
+    """
+    try:
+        fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"expected a recipe (TOML) at {path}, got no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path}: expected a readable TOML file, got: {error}") from error
+    for keys, value in sorted(map(_override, overrides), key=_outer_types_first):
+        _set(fields, keys, value)
+    return parse_recipe(fields, where=str(path))
+
+
+def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:
+    """A recipe from nested tables; every mistake in it is named in one error."""
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        details = cast("list[dict[str, Any]]", error.errors())
+        lines = [_explain(detail, fields) for detail in details]
+        raise RecipeError("\n  ".join([f"{where}: the recipe cannot be used:", *lines])) from error
+
+
+def resolved_json(recipe: Recipe) -> str:
+    """The recipe with every default written out, as kept beside what it made."""
+    return json.dumps(recipe.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def _misfits(
+    pipeline: CrossTokenizer | SharedTokenizer, targets: TargetsConfig, objective: ObjectiveConfig
+) -> Iterator[str]:
+    vocab = pipeline.vocab if isinstance(pipeline, SharedTokenizer) else None
+    if vocab is not None and isinstance(targets, TopKTargetsConfig) and targets.k > vocab:
+        yield (
+            f"expected targets.k <= pipeline.vocab = {vocab}, the tokens that both sides share, "
+            f"got {targets.k}"
+        )
+    if not isinstance(objective, TokenObjective):
+        return
+    if isinstance(pipeline, CrossTokenizer):
+        yield (
+            f"objective {objective.type!r} compares distributions over tokens, which two "
+            "tokenizers do not share; in pipeline 'cross_tokenizer' use reverse_calm, calm or "
+            "calm_tidal"
+        )
+    elif not isinstance(targets, TopKTargetsConfig):
+        yield (
+            f"objective {objective.type!r} needs the teacher's distributions; set "
+            "targets.type = 'top_k'"
+        )
+    elif objective.temperature not in targets.temperatures:
+        yield (
+            f"objective.temperature = {objective.temperature} is not among the cached "
+            f"targets.temperatures {list(targets.temperatures)}; a cache keeps the exact "
+            "logsumexp at those alone"
+        )
+
+
+def _override(text: str) -> tuple[list[str], Any]:
+    dotted, has_value, value = text.partition("=")
+    keys = [key.strip() for key in dotted.split(".")]
+    if not has_value or not all(keys):
+        raise RecipeError(f"expected an override like 'objective.type=calm', got {text!r}")
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip()  # a bare word is a string
+
+
+def _outer_types_first(override: tuple[list[str], Any]) -> tuple[bool, int]:
+    """Before the keys of their tables: setting a type would clear those, and inner types too."""
+    keys, _ = override
+    return keys[-1] != "type", len(keys)
+
+
+def _set(fields: dict[str, Any], keys: list[str], value: Any) -> None:
+    *outer, last = keys
+    table = fields
+    for depth, key in enumerate(outer, start=1):
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"override of {'.'.join(keys)}: expected a table at {'.'.join(keys[:depth])}, "
+                f"got {inner!r}"
+            )
+        table = cast("dict[str, Any]", inner)
+    if outer and last == "type" and table.get("type") != value:
+        table.clear()
+    table[last] = value
+
+
+def _explain(detail: dict[str, Any], fields: dict[str, Any]) -> str:
+    where = _place(detail["loc"], fields) or "recipe"
+    if detail["type"] == "union_tag_not_found":
+        return f"{where}.type: Field required"
+    if detail["type"] == "union_tag_invalid":
+        ctx = detail["ctx"]
+        return f"{where}.type: expected one of {ctx['expected_tags']}, got {ctx['tag']!r}"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: no such setting here; remove it, or check its spelling"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error"):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {detail['input']!r}"
+
+
+def _place(loc: tuple[str | int, ...], fields: dict[str, Any]) -> str:
+    """Dotted keys as in the recipe: pydantic's path also names the variant chosen by `type`."""
+    names: list[str] = []
+    value: object = fields
+    variant: object = None
+    for part in loc:
+        if part == variant:
+            variant = None
+            continue
+        names.append(str(part))
+        value = _inside(value, part)
+        variant = _inside(value, "type")
+    return ".".join(names)
+
+
+def _inside(value: object, part: str | int) -> object:
+    if isinstance(value, dict):
+        return cast("dict[str | int, object]", value).get(part)
+    if isinstance(value, list) and isinstance(part, int):
+        return cast("list[object]", value)[part]
+    return None

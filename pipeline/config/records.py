@@ -1,0 +1,61 @@
+"""Where the records are, and which of their fields hold the conversation."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from pipeline.config.base import StrictModel
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class MessagesField(StrictModel):
+    """One field holds the whole conversation: a list of objects with `role` and `content`."""
+
+    type: Literal["messages"] = "messages"
+    messages_field: Name = "messages"
+
+
+class PromptAndResponseFields(StrictModel):
+    """Two fields of text hold one question and its answer."""
+
+    type: Literal["prompt_and_response"] = "prompt_and_response"
+    prompt_field: Name
+    response_field: Name
+
+    @model_validator(mode="after")
+    def _two_different_fields(self) -> Self:
+        if self.prompt_field == self.response_field:
+            message = f"prompt_field and response_field are both {self.prompt_field!r}"
+            raise ValueError(f"{message}; name two different fields")
+        return self
+
+
+RecordFields = Annotated[MessagesField | PromptAndResponseFields, Field(discriminator="type")]
+
+
+class FilesSource(StrictModel):
+    """Files named .jsonl, .ndjson (either also .gz) or .parquet: paths, globs or fsspec URLs.
+
+    They are read in the order of their names. Without id_field, a record's id comes from its text.
+    """
+
+    type: Literal["files"]
+    paths: Annotated[tuple[Name, ...], Field(min_length=1)]
+    fields: RecordFields = MessagesField()
+    id_field: Name | None = None
+
+
+class HubSource(StrictModel):
+    """A data set that `datasets.load_dataset` knows; a branch is taken at its commit of the day."""
+
+    type: Literal["hub"]
+    name: Name
+    subset: Name | None = None
+    revision: Name
+    split: Name
+    fields: RecordFields = MessagesField()
+    id_field: Name | None = None
+
+
+RecordsConfig = Annotated[FilesSource | HubSource, Field(discriminator="type")]

@@ -1,0 +1,1 @@
+"""The student: a block-diffusion language model on plain transformers weights."""

@@ -1,0 +1,52 @@
+"""Loading the student, and checking that it can be one."""
+
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.config.models import StudentConfig
+from pipeline.diffusion.leak import block_attention_faults
+from pipeline.student.forward import masked_hidden
+from storage_schemas.errors import RecipeError
+
+
+def load_student(config: StudentConfig) -> PreTrainedModel:
+    """The student in float32, the dtype of its weights in training; autocast does the rest."""
+    options: dict[str, Any] = {
+        "trust_remote_code": config.trust_remote_code,
+        "dtype": torch.float32,
+        "attn_implementation": "sdpa",
+    }
+    if config.revision is not None:
+        options["revision"] = config.revision
+    try:
+        return cast("Any", AutoModelForCausalLM).from_pretrained(config.model, **options)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"expected a student that transformers can load at {config.model!r}, got: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def check_block_attention(model: PreTrainedModel, *, mask_id: int, block_size: int) -> None:
+    """Raise unless the student attends block-wise: clean blocks that come later must stay unseen."""
+    vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    ids_S = torch.randint(2, min(1000, vocab_size), (3 * block_size,), generator=generator)
+
+    def forward(ids_BS: torch.Tensor) -> torch.Tensor:
+        everywhere_BS = torch.ones_like(ids_BS, dtype=torch.bool)
+        return masked_hidden(
+            model, ids_BS, everywhere_BS, everywhere_BS, mask_id=mask_id, block_size=block_size
+        )[None]
+
+    was_training = model.training
+    model.eval()
+    faults = block_attention_faults(forward, ids_S.to(model.device), block_size)
+    model.train(was_training)
+    if faults:
+        raise RecipeError(
+            f"the student ({type(model).__name__}) does not attend block-wise: {'; '.join(faults)}; "
+            f"it ignores or misreads the attention mask and cannot be a block-diffusion student"
+        )

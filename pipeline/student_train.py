@@ -1,0 +1,276 @@
+"""Stage 2: train a student from a cache alone; no teacher code is imported here."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from pipeline.cache.reader import CacheReader
+from pipeline.config.objective import TokenObjective
+from pipeline.config.recipe import Recipe, SharedTokenizer
+from pipeline.stream.loader import CacheStream
+from pipeline.student.model import check_block_attention, load_student
+from pipeline.text.tokenizer import ChatTokenizer
+from pipeline.train.build import Distillation, build_distillation
+from pipeline.train.tensors import TensorBatch, as_tensors
+from pipeline.train.trainer import Reporter, StudentTrainer, TensorStream
+from storage_schemas.errors import CacheIdentityError, RecipeError
+from storage_schemas.identity import CacheIdentity
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """A finished or stopped run. `output` holds the student, for `from_pretrained`.
+
+    metrics: the last logged value of each term and of the loss, and the tokens that were read.
+    """
+
+    output: Path
+    steps: int
+    seconds: float
+    is_complete: bool
+    metrics: dict[str, float]
+
+
+def run_student_train(
+    recipe: Recipe,
+    *,
+    on_log: Callable[[dict[str, float]], None] = lambda logs: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    shows_progress: bool = True,
+) -> TrainSummary:
+    """Train, or go on from the last checkpoint, or find the run finished already.
+
+    Layout of train.output: run.json (what this run is), checkpoint-N/ (resume), final/ (the
+    student), summary.json (written last), tensorboard/.
+    """
+    output = Path(recipe.train.output)
+    reader = CacheReader.open(Path(recipe.cache.path))
+    tokenizer = _check_cache(reader, recipe)
+    summary = _begin(output, recipe, reader)
+    if summary is not None:
+        return summary
+    began = time.monotonic()
+    shared = recipe.pipeline.vocab if isinstance(recipe.pipeline, SharedTokenizer) else None
+    distillation = build_distillation(recipe.objective, shared_vocab=shared)
+    cache = CacheStream(
+        reader,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.train.seed,
+        has_tokens=isinstance(recipe.objective, TokenObjective),
+    )
+    set_seed(recipe.train.seed)
+    trainer, checkpoint = make_trainer(
+        recipe,
+        tokenizer,
+        distillation,
+        lambda skip: _tensors(cache, distillation, skip),
+        max_steps=num_steps(recipe, cache.num_views),
+        shows_progress=shows_progress,
+    )
+    trainer.add_callback(Reporter(on_log, should_stop))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    is_complete = trainer.state.global_step >= trainer.state.max_steps
+    metrics = {
+        name: float(value)
+        for entry in trainer.state.log_history
+        for name, value in entry.items()
+        if name not in ("step", "epoch")
+    }
+    if is_complete:
+        trainer.save_model(str(output / "final"))
+    summary = TrainSummary(
+        output=output / "final",
+        steps=trainer.state.global_step,
+        seconds=time.monotonic() - began,
+        is_complete=is_complete,
+        metrics=metrics | {"train_loss": float(result.training_loss)},
+    )
+    if is_complete:
+        fields = asdict(summary) | {"output": "final"}
+        _write_json(output / SUMMARY_FILE, fields)
+    return summary
+
+
+def num_steps(recipe: Recipe, num_views: int) -> int:
+    """Optimizer steps of the run: the epochs' views, or max_steps where that is fewer."""
+    per_step = recipe.train.batch_size * recipe.train.accumulation
+    steps = max(1, math.ceil(recipe.train.epochs * num_views / per_step))
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def make_trainer(
+    recipe: Recipe,
+    tokenizer: ChatTokenizer,
+    distillation: Distillation | None,
+    stream: Callable[[int], Iterator[TensorBatch]],
+    *,
+    max_steps: int,
+    shows_progress: bool,
+) -> tuple[StudentTrainer, str | None]:
+    """The trainer, and the checkpoint to go on from; `stream(skip)` gives the batches."""
+    train = recipe.train
+    output = Path(train.output)
+    model = load_student(recipe.student)
+    vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
+    if vocab_size < tokenizer.vocab_size:
+        raise RecipeError(
+            f"expected a student with at least {tokenizer.vocab_size} embeddings, as its tokenizer "
+            f"has tokens, got {vocab_size}; resize the student's embeddings first"
+        )
+    check_block_attention(model, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size)
+    checkpoint = cast("str | None", get_last_checkpoint(str(output)))
+    done = _steps_done(checkpoint)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=max_steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=round(train.warmup_share * max_steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        use_cpu=_uses_cpu(train.device),
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        save_steps=train.save_steps,
+        save_total_limit=train.keep_checkpoints,
+        report_to=["tensorboard"] if train.tensorboard else [],
+        logging_dir=str(output / "tensorboard"),
+        disable_tqdm=not shows_progress,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # the stream itself begins where the checkpoint ended
+        dataloader_pin_memory=False,
+    )
+    trainer = StudentTrainer(
+        model,
+        arguments,
+        TensorStream(stream, skip=done * train.accumulation),
+        distillation=distillation,
+        mask_id=tokenizer.mask_id,
+        block_size=recipe.student.block_size,
+        processing_class=tokenizer.hf,
+    )
+    return trainer, checkpoint
+
+
+def _tensors(
+    cache: CacheStream, distillation: Distillation | None, skip: int
+) -> Iterator[TensorBatch]:
+    temperature = distillation.temperature if distillation is not None else None
+    for batch in cache.batches(skip=skip):
+        yield as_tensors(batch, temperature=temperature)
+
+
+def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
+    """The student's tokenizer, once it is known to be the one that the cache was made with."""
+    student = recipe.student
+    tokenizer = ChatTokenizer.load(
+        student.model,
+        revision=student.revision,
+        trust_remote_code=student.trust_remote_code,
+        mask_token=student.mask_token,
+    )
+    identity: CacheIdentity = reader.identity
+    wanted: list[tuple[str, object, object]] = [
+        ("pipeline.type", identity.pipeline, recipe.pipeline.type),
+        ("the student's tokenizer", identity.student_tokenizer, tokenizer.fingerprint),
+        ("student.length", identity.lengths.student_length, student.length),
+        ("student.block_size", identity.lengths.student_block_size, student.block_size),
+    ]
+    if isinstance(recipe.pipeline, SharedTokenizer):
+        wanted.append(("pipeline.vocab", identity.kept.vocab_size, recipe.pipeline.vocab))
+    lines = [
+        f"{name}: the cache has {got}, the recipe asks for {want}"
+        for name, got, want in wanted
+        if got != want
+    ]
+    if isinstance(recipe.objective, TokenObjective):
+        if identity.kept.top_k == 0:
+            lines.append(
+                f"objective {recipe.objective.type!r} needs token distributions, the cache keeps "
+                "chunk likelihoods alone"
+            )
+        elif recipe.objective.temperature not in identity.kept.temperatures:
+            lines.append(
+                f"objective.temperature: the cache has logsumexps at "
+                f"{list(identity.kept.temperatures)}, the recipe asks for "
+                f"{recipe.objective.temperature}"
+            )
+    if lines:
+        raise CacheIdentityError(
+            "\n  ".join([f"{reader.path}: this student cannot be trained from this cache:", *lines])
+        )
+    return tokenizer
+
+
+def _begin(output: Path, recipe: Recipe, reader: CacheReader) -> TrainSummary | None:
+    """Claim the output folder for this run, or find the run finished; refuse another run's."""
+    run = {
+        "cache": {"digest": reader.identity.digest, "shards": [e.shard for e in reader.entries]},
+        "recipe": {
+            name: fields
+            for name, fields in recipe.model_dump(mode="json").items()
+            if name in ("pipeline", "student", "objective", "train")
+        },
+    }
+    path = output / RUN_FILE
+    if not path.exists():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            _write_json(path, run)
+        except OSError as error:
+            raise RecipeError(f"train.output: cannot write to {output}: {error}") from error
+        return None
+    found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    if found != run:
+        lines = sorted(_flat(found).items() ^ _flat(run).items())
+        names = sorted({name for name, _ in lines})
+        raise RecipeError(
+            f"{output} holds another run: it differs in {', '.join(names)}; name another "
+            f"train.output, or remove this folder"
+        )
+    if not (output / SUMMARY_FILE).exists():
+        return None
+    fields = cast("dict[str, Any]", json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8")))
+    return TrainSummary(**fields | {"output": output / fields["output"]})
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat
+
+
+def _steps_done(checkpoint: str | None) -> int:
+    if checkpoint is None:
+        return 0
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
+def _uses_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.rename(path)

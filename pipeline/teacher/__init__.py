@@ -1,0 +1,1 @@
+"""The teacher: models that answer masked positions, behind one small protocol."""

@@ -1,0 +1,307 @@
+"""Stage 1: records in, committed shards of teacher targets out; one plain function a shard."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from pipeline.cache.reader import CacheReader
+from pipeline.cache.writer import CacheWriter, Vocabularies
+from pipeline.config.cache import TopKTargetsConfig
+from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
+from pipeline.diffusion.corrupt import corrupt
+from pipeline.records.source import index_records, read_part
+from pipeline.teacher.answer import Keep, KeepChunks, KeepTopK, answer_views
+from pipeline.teacher.backend import TeacherBackend
+from pipeline.teacher.transformers_backend import TransformersBackend
+from pipeline.teacher.weights import weights_digest
+from pipeline.text.pair import make_pair
+from pipeline.text.tokenizer import ChatTokenizer, check_shared_vocabulary
+from storage_schemas.errors import RecipeError, RecordError
+from storage_schemas.examples import Pair
+from storage_schemas.identity import (
+    CacheIdentity,
+    KeptIdentity,
+    LengthsIdentity,
+    NoiseIdentity,
+    TeacherIdentity,
+)
+from storage_schemas.manifest import Counts, Layout, LedgerEntry, shard_name
+from storage_schemas.shard import ShardContent, StoredView
+from storage_schemas.skips import Skip
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkItem:
+    """One shard to make: views [view_start, view_stop) of one part of the records."""
+
+    part: int
+    view_start: int
+    view_stop: int
+
+    @property
+    def shard(self) -> str:
+        """The shard's name."""
+        return shard_name(self.part, self.view_start, self.view_stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSummary:
+    """What a run of stage 1 did, and what the cache holds now (`counts` over all its shards)."""
+
+    path: Path
+    digest: str
+    shards_made: int
+    shards_found: int
+    counts: Counts
+    seconds: float
+    is_complete: bool
+
+
+class TeacherCacheStage:
+    """A recipe made ready to run: tokenizers, index of the records, the cache open for writing.
+
+    The teacher is loaded with the first shard and kept over all. Not for several threads.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._student = _tokenizer(recipe, "student")
+        self._teacher = _tokenizer(recipe, "teacher")
+        _ = self._student.mask_id, self._teacher.mask_id  # both are needed: refuse before any work
+        if isinstance(recipe.pipeline, SharedTokenizer):
+            check_shared_vocabulary(self._student, self._teacher, recipe.pipeline.vocab)
+        self._index = index_records(recipe.records, recipe.cache.records_per_part)
+        if self._index.num_records == 0:
+            raise RecipeError("expected a record or more in [records], got none")
+        self._backend: TeacherBackend | None = None
+        identity = _identity(recipe, self._student, self._teacher, self._index.fingerprint)
+        self._writer = CacheWriter.open(
+            Path(recipe.cache.path),
+            identity,
+            Layout(records_per_part=recipe.cache.records_per_part),
+            Vocabularies(
+                student=dict(enumerate(self._student.vocabulary())),
+                teacher=dict(enumerate(self._teacher.vocabulary())),
+            ),
+        )
+        self.path = Path(recipe.cache.path)
+        self.digest = identity.digest
+        self.work, self.num_committed = self._plan()
+        (self.path / "recipe.json").write_text(resolved_json(recipe))
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> "TeacherCacheStage":
+        """Make ready; every error that a recipe can cause comes here, before the teacher loads."""
+        return cls(recipe)
+
+    def __enter__(self) -> "TeacherCacheStage":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the teacher and of the cache's scratch folder."""
+        self._backend = None
+        self._writer.close()
+
+    def make_shard(self, item: WorkItem) -> LedgerEntry:
+        """Noise, teacher, targets and commit for one shard."""
+        recipe = self._recipe
+        pairs, skips = self._read_pairs(item.part)
+        views = [
+            (row, corrupt(pair, seed=recipe.noise.seed, view=view, eps=recipe.noise.eps))
+            for row, pair in enumerate(pairs)
+            for view in range(item.view_start, item.view_stop)
+        ]
+        compdemo = recipe.noise.compdemo
+        targets = answer_views(
+            self._teacher_backend(),
+            [(pairs[row], corruption) for row, corruption in views],
+            mask_id=self._teacher.mask_id,
+            seed=recipe.noise.seed,
+            demo_ratio=compdemo.ratio if compdemo is not None else None,
+            keep=_keep(self._writer.manifest.identity.kept),
+        )
+        content = ShardContent(
+            part=item.part,
+            view_start=item.view_start,
+            view_stop=item.view_stop,
+            examples=tuple(pairs),
+            views=tuple(
+                StoredView(example=row, corruption=corruption, targets=answer)
+                for (row, corruption), answer in zip(views, targets, strict=True)
+            ),
+            skips=tuple(skips),
+        )
+        return self._writer.commit(content)
+
+    def _plan(self) -> tuple[tuple[WorkItem, ...], int]:
+        work: list[WorkItem] = []
+        num_committed = 0
+        for part in self._index.parts:
+            missing = self._writer.missing_views(part.number, self._recipe.noise.views)
+            num_committed += missing is None
+            if missing is not None:
+                start, stop = missing
+                work.append(WorkItem(part=part.number, view_start=start, view_stop=stop))
+        return tuple(work), num_committed
+
+    def _read_pairs(self, part: int) -> tuple[list[Pair], list[Skip]]:
+        recipe = self._recipe
+        pairs: list[Pair] = []
+        skips: list[Skip] = []
+        for record in read_part(recipe.records, self._index, part):
+            if isinstance(record, Skip):
+                skips.append(record)
+                continue
+            try:
+                pairs.append(
+                    make_pair(
+                        record,
+                        self._student,
+                        self._teacher,
+                        student_length=recipe.student.length,
+                        teacher_length=recipe.teacher.length,
+                        block_size=recipe.student.block_size,
+                        teacher_block_size=recipe.teacher_block_size,
+                        is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
+                    )
+                )
+            except RecordError as error:
+                skips.append(
+                    Skip(
+                        where=record.where,
+                        record_id=record.id,
+                        reason=error.reason,
+                        message=str(error),
+                    )
+                )
+        return pairs, skips
+
+    def _teacher_backend(self) -> TeacherBackend:
+        if self._backend is None:
+            backend = TransformersBackend.load(
+                self._recipe.teacher, block_size=self._recipe.teacher_block_size
+            )
+            if backend.vocab_size < self._writer.manifest.identity.kept.vocab_size:
+                raise RecipeError(
+                    f"expected a teacher with at least "
+                    f"{self._writer.manifest.identity.kept.vocab_size} logits a position, got "
+                    f"{backend.vocab_size}; check pipeline.vocab and the teacher's tokenizer"
+                )
+            self._backend = backend
+        return self._backend
+
+
+def run_teacher_cache(
+    recipe: Recipe,
+    *,
+    on_shard: Callable[[LedgerEntry, int, int], None] = lambda entry, done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CacheSummary:
+    """Make every shard that the ledger lacks; after each, `on_shard(entry, done, total)`.
+
+    A stop is honoured between shards: what was begun is committed.
+    """
+    began = time.monotonic()
+    made = 0
+    with TeacherCacheStage.open(recipe) as stage:
+        for item in stage.work:
+            if should_stop():
+                break
+            entry = stage.make_shard(item)
+            made += 1
+            on_shard(entry, made, len(stage.work))
+        return summarize(stage, shards_made=made, seconds=time.monotonic() - began)
+
+
+def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> CacheSummary:
+    """What the cache holds after a run of a stage."""
+    entries = CacheReader.open(stage.path, allow_empty=True).entries
+    counts = [entry.counts for entry in entries]
+    reasons = sorted({reason for count in counts for reason in count.skips})
+    if reasons:
+        _LOG.warning("records skipped: %s", {r: sum(c.skips.get(r, 0) for c in counts) for r in reasons})
+    return CacheSummary(
+        path=stage.path,
+        digest=stage.digest,
+        shards_made=shards_made,
+        shards_found=stage.num_committed,
+        counts=Counts(
+            **{
+                name: sum(getattr(count, name) for count in counts)
+                for name in Counts.model_fields
+                if name != "skips"
+            },
+            skips={r: sum(c.skips.get(r, 0) for c in counts) for r in reasons},
+        ),
+        seconds=seconds,
+        is_complete=shards_made == len(stage.work),
+    )
+
+
+def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
+    source = recipe.student if side == "student" else recipe.teacher
+    return ChatTokenizer.load(
+        source.model,
+        revision=source.revision,
+        trust_remote_code=source.trust_remote_code,
+        mask_token=source.mask_token,
+    )
+
+
+def _keep(kept: KeptIdentity) -> Keep:
+    if kept.top_k == 0:
+        return KeepChunks()
+    return KeepTopK(k=kept.top_k, temperatures=kept.temperatures, vocab_size=kept.vocab_size)
+
+
+def _identity(
+    recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
+) -> CacheIdentity:
+    targets, attention = recipe.targets, recipe.teacher.attention
+    is_top_k = isinstance(targets, TopKTargetsConfig)
+    shared = recipe.pipeline
+    vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
+    return CacheIdentity(
+        pipeline=recipe.pipeline.type,
+        teacher=TeacherIdentity(
+            name=Path(recipe.teacher.model).name,
+            revision=recipe.teacher.revision,
+            weights=weights_digest(recipe.teacher),
+            family=recipe.teacher.family,
+            attention=attention.type,
+            block_size=recipe.teacher_block_size,
+            dtype=recipe.teacher.dtype,
+        ),
+        student_tokenizer=student.fingerprint,
+        teacher_tokenizer=teacher.fingerprint,
+        lengths=LengthsIdentity(
+            student_length=recipe.student.length,
+            teacher_length=recipe.teacher.length,
+            student_block_size=recipe.student.block_size,
+        ),
+        records=records,
+        noise=NoiseIdentity(
+            seed=recipe.noise.seed,
+            eps=recipe.noise.eps,
+            demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
+        ),
+        kept=KeptIdentity(
+            top_k=min(targets.k, vocab_size) if is_top_k else 0,
+            logits_dtype=targets.logits_dtype if is_top_k else "float32",
+            temperatures=targets.temperatures if is_top_k else (),
+            vocab_size=vocab_size,
+        ),
+    )

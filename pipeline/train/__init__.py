@@ -1,0 +1,1 @@
+"""Training the student on transformers.Trainer, blind to which objective is in force."""

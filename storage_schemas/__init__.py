@@ -1,0 +1,1 @@
+"""What is stored and what travels between modules: versioned, validated, free of torch."""

@@ -1,0 +1,135 @@
+"""What a cache was made from: equal identities, equal content; a digest of it names the cache.
+
+Left out on purpose: the number of views (more views extend a cache) and everything of stage 2.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Stored(BaseModel):
+    """Base of what is stored as JSON: frozen, and unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TeacherIdentity(Stored):
+    """The teacher's weights and how they attend. `weights` is a digest of the parameters."""
+
+    name: str
+    revision: str | None
+    weights: str
+    family: str
+    attention: Literal["full", "block"]
+    block_size: Positive | None
+    dtype: str
+
+    @model_validator(mode="after")
+    def _only_blocks_have_a_size(self) -> "TeacherIdentity":
+        if (self.attention == "block") != (self.block_size is not None):
+            raise ValueError(
+                f"expected a block_size with attention 'block' and none with 'full', "
+                f"got attention {self.attention!r} and block_size {self.block_size}"
+            )
+        return self
+
+
+class LengthsIdentity(Stored):
+    """Where sequences are cut (tokens), and the student's block, to which they are filled."""
+
+    student_length: Positive
+    teacher_length: Positive
+    student_block_size: Positive
+
+
+class NoiseIdentity(Stored):
+    """What the noise is drawn from. `demo_ratio` is None without CompDemo."""
+
+    seed: int
+    eps: Annotated[float, Field(gt=0, lt=1)]
+    demo_ratio: Annotated[float, Field(ge=0, le=1)] | None
+
+
+class KeptIdentity(Stored):
+    """What is kept of each distribution; top_k = 0 keeps chunk likelihoods alone.
+
+    vocab_size: leading columns that the top k and the logsumexps live on.
+    """
+
+    top_k: Count
+    logits_dtype: Literal["float16", "float32"]
+    temperatures: tuple[Temperature, ...]
+    vocab_size: Positive
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> "KeptIdentity":
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError(f"expected each temperature once, got {self.temperatures}")
+        if self.top_k and not self.temperatures:
+            raise ValueError("expected a temperature or more where logits are kept, got none")
+        if self.top_k > self.vocab_size:
+            raise ValueError(f"expected top_k <= {self.vocab_size} (vocab_size), got {self.top_k}")
+        return self
+
+
+class CacheIdentity(Stored):
+    """Everything that decides a cache's content. Tokenizers and records enter as fingerprints."""
+
+    schema_version: int = SCHEMA_VERSION
+    pipeline: Literal["cross_tokenizer", "shared_tokenizer"]
+    teacher: TeacherIdentity
+    student_tokenizer: str
+    teacher_tokenizer: str
+    lengths: LengthsIdentity
+    records: str
+    noise: NoiseIdentity
+    kept: KeptIdentity
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(canonical_json(self).encode()).hexdigest()[:16]
+
+    def differences(self, other: "CacheIdentity") -> list[str]:
+        """The fields in which `other` (the recipe) differs from this cache, with both values."""
+        return differences(self, other)
+
+
+def canonical_json(model: BaseModel) -> str:
+    """The one JSON text of a model: sorted keys, no spaces, ASCII, shortest floats."""
+    dumped = model.model_dump(mode="json")
+    return json.dumps(dumped, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def differences(cached: BaseModel, wanted: BaseModel) -> list[str]:
+    """Dotted names of differing fields: `noise.seed: the cache has 1, the recipe asks for 2`."""
+    return _differences(cached.model_dump(mode="json"), wanted.model_dump(mode="json"), "")
+
+
+def _differences(cached: Any, wanted: Any, prefix: str) -> list[str]:
+    if isinstance(cached, dict) and isinstance(wanted, dict):
+        ours, theirs = cast("dict[str, Any]", cached), cast("dict[str, Any]", wanted)
+        names = [*ours, *(name for name in theirs if name not in ours)]
+        return [
+            line
+            for name in names
+            for line in _differences(
+                ours.get(name), theirs.get(name), f"{prefix}.{name}" if prefix else name
+            )
+        ]
+    if cached == wanted:
+        return []
+    return [f"{prefix}: the cache has {_shown(cached)}, the recipe asks for {_shown(wanted)}"]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)

@@ -1,0 +1,119 @@
+"""The two records that make files a cache: its manifest, and one ledger entry a committed shard."""
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from storage_schemas.identity import CacheIdentity, Count, Positive, Stored
+
+MANIFEST_FILE = "manifest.json"
+VOCABULARY_FOLDER = "vocabulary"
+SHARDS_FOLDER = "shards"
+LEDGER_FOLDER = "ledger"
+SCRATCH_FOLDER = "tmp"
+
+_SHARD_NAME = re.compile(r"p(\d{5,})-v(\d{4,})-(\d{4,})")
+
+
+def shard_name(part: int, view_start: int, view_stop: int) -> str:
+    """Folder and ledger name of views [view_start, view_stop) of one part: p00000-v0000-0004."""
+    return f"p{part:05d}-v{view_start:04d}-{view_stop:04d}"
+
+
+def views_in_name(name: str) -> tuple[int, range] | None:
+    """Part and views that a shard's name tells, or None if it is no shard's name."""
+    match = _SHARD_NAME.fullmatch(name)
+    if match is None:
+        return None
+    part, start, stop = map(int, match.groups())
+    return part, range(start, stop)
+
+
+def _stay_inside(path: str) -> str:
+    parts = path.split("/")
+    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"expected a relative path inside the cache folder, got {path!r}")
+    return str(PurePosixPath(path))
+
+
+class FileEntry(Stored):
+    """One immutable file: its path under the cache folder, bytes, and xxh3-128 in hex."""
+
+    path: Annotated[str, AfterValidator(_stay_inside)]
+    size: Count
+    xxh3_128: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Layout(Stored):
+    """How records are cut into parts: part p holds records [p n, (p + 1) n)."""
+
+    records_per_part: Positive
+
+
+class Manifest(Stored):
+    """What a cache is. `created_by` is the version of tidecache, for people only."""
+
+    format: Literal["tidecache"] = "tidecache"
+    created_by: str
+    digest: str
+    identity: CacheIdentity
+    layout: Layout
+    vocabularies: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _digest_fits(self) -> "Manifest":
+        if self.digest != self.identity.digest:
+            raise ValueError(
+                f"expected digest {self.identity.digest} of the identity, got {self.digest}"
+            )
+        return self
+
+
+class Counts(Stored):
+    """What a shard holds. num_masked counts student positions; skips are by reason."""
+
+    num_records: Count
+    num_examples: Count
+    num_views: Count
+    num_chunks: Count
+    num_masked: Count
+    num_token_rows: Count
+    skips: dict[str, Positive]
+
+
+class LedgerEntry(Stored):
+    """One committed shard: the proof that these files are finished."""
+
+    shard: str
+    part: Count
+    view_start: Count
+    view_stop: Positive
+    files: tuple[FileEntry, ...]
+    counts: Counts
+
+    @model_validator(mode="after")
+    def _files_are_its_own(self) -> "LedgerEntry":
+        expected = shard_name(self.part, self.view_start, self.view_stop)
+        if self.shard != expected or self.view_start >= self.view_stop:
+            raise ValueError(f"expected shard {expected} with a view or more, got {self.shard}")
+        folder = f"{SHARDS_FOLDER}/{self.shard}/"
+        for file in self.files:
+            if not file.path.startswith(folder):
+                raise ValueError(f"expected files under {folder}, got {file.path}")
+        return self
+
+    @property
+    def views(self) -> range:
+        """The views that it holds of each example."""
+        return range(self.view_start, self.view_stop)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files)
+
+    def inner_path(self, file: FileEntry) -> str:
+        """The file's path under the shard's own folder."""
+        return file.path.removeprefix(f"{SHARDS_FOLDER}/{self.shard}/")

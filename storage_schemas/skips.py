@@ -1,0 +1,16 @@
+"""One record that a run could not use: counted, reported, and never fatal."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """Why one record was passed over.
+
+    `reason` is a short stable word for counting; `record_id` is empty where none could be read.
+    """
+
+    where: str
+    record_id: str
+    reason: str
+    message: str
