@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,10 +18,11 @@ STARTUP_SECONDS = 180
 _END_SECONDS = 10
 
 
-def ensure_server(home: Path, *, scheduling: bool = False) -> None:
+def ensure_server(home: Path, *, scheduling: bool = False, is_quiet: bool = False) -> None:
     """Points Prefect at a server: the user's own if one is named, else one with its data in `home`.
 
     `scheduling` also runs the server's background services: schedules and triggers need them.
+    `is_quiet` keeps Prefect's log off a terminal that shows the progress itself.
     """
     if names_server(os.environ):
         return
@@ -29,10 +30,12 @@ def ensure_server(home: Path, *, scheduling: bool = False) -> None:
     home.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home.resolve()))
     os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    if is_quiet:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ["PREFECT_API_URL"] = _start(home, scheduling=scheduling)
 
 
-def names_server(environment: "os._Environ[str] | dict[str, str]") -> bool:
+def names_server(environment: Mapping[str, str]) -> bool:
     """Whether the user chose a server, in the environment or in the active Prefect profile."""
     if environment.get("PREFECT_API_URL"):
         return True
@@ -48,19 +51,16 @@ def names_server(environment: "os._Environ[str] | dict[str, str]") -> bool:
 
 def _start(home: Path, *, scheduling: bool) -> str:
     log = home / "server.log"
-    light = {} if scheduling else {"PREFECT__SERVER_EPHEMERAL": "1"}
+    settings = {"PREFECT__SERVER_FINAL": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
+    if not scheduling:
+        settings["PREFECT__SERVER_EPHEMERAL"] = "1"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "flows.server_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env={
-                **os.environ,
-                **light,
-                "PREFECT_SERVER_UI_ENABLED": "false",
-                "PREFECT__SERVER_FINAL": "1",
-            },
+            env=os.environ | settings,
             start_new_session=True,  # Ctrl-C is for the run, which still has its end to report
         )
     atexit.register(_end, server)

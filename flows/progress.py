@@ -1,9 +1,10 @@
-"""How a run tells where it stands: a bar where a person looks on, log lines elsewhere."""
+"""How a run tells where it stands: on the terminal where a person looks on, else in the run's log."""
 
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from storage_schemas.manifest import LedgerEntry
 
@@ -11,50 +12,57 @@ OnShard = Callable[[LedgerEntry, int, int], None]
 OnLog = Callable[[dict[str, float]], None]
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
-_BAR: ContextVar[OnShard | None] = ContextVar("tidecache_bar", default=None)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terminal:
+    on_shard: OnShard
+    on_log: OnLog
+
+
+_TERMINAL: ContextVar[_Terminal | None] = ContextVar("tidecache_terminal", default=None)
 
 
 def report_shards(logger: Logger) -> OnShard:
     """What to call with (entry, done, total) after each shard."""
 
     def log(entry: LedgerEntry, done: int, total: int) -> None:
-        counts = entry.counts
-        logger.info(
-            "shard %s: %d views, %d skipped; %d of %d shards",
-            entry.shard,
-            counts.num_views,
-            sum(counts.skips.values()),
-            done,
-            total,
-        )
+        views, skipped = entry.counts.num_views, sum(entry.counts.skips.values())
+        line = "shard %s: %d views, %d records skipped; %d of %d"
+        logger.info(line, entry.shard, views, skipped, done, total)
 
-    return _BAR.get() or log
+    terminal = _TERMINAL.get()
+    return log if terminal is None else terminal.on_shard
 
 
 def report_metrics(logger: Logger) -> OnLog:
     """What to call with the metrics of a training step."""
-
-    def log(metrics: dict[str, float]) -> None:
-        logger.info("%s", "  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
-
-    return log
+    terminal = _TERMINAL.get()
+    return (lambda metrics: logger.info("%s", _line(metrics))) if terminal is None else terminal.on_log
 
 
 @contextmanager
-def shard_bar() -> Generator[None]:
-    """Shows shards as a progress bar on standard error, as long as the context lasts."""
+def on_terminal() -> Generator[None]:
+    """Shows shards as a bar, and metrics as lines, on standard error while the context lasts."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    console = Console(stderr=True)
     columns = ("shards", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("shards", total=None)
-
-        def show(entry: LedgerEntry, done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        token = _BAR.set(show)
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("shards", total=None, visible=False)
+        token = _TERMINAL.set(
+            _Terminal(
+                on_shard=lambda _, done, total: progress.update(
+                    task, completed=done, total=total, visible=True
+                ),
+                on_log=lambda metrics: console.print(_line(metrics)),
+            )
+        )
         try:
             yield
         finally:
-            _BAR.reset(token)
+            _TERMINAL.reset(token)
+
+
+def _line(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())

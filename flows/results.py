@@ -20,6 +20,7 @@ def cache_result(summary: "CacheSummary") -> dict[str, Any]:
         "views": counts.num_views,
         "chunks": counts.num_chunks,
         "seconds": round(summary.seconds, 3),
+        "is_complete": summary.is_complete,
     }
 
 
@@ -29,5 +30,6 @@ def train_result(summary: "TrainSummary") -> dict[str, Any]:
         "output": str(summary.output.resolve()),
         "steps": summary.steps,
         "seconds": round(summary.seconds, 3),
+        "is_complete": summary.is_complete,
         **summary.metrics,
     }

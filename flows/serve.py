@@ -1,13 +1,16 @@
 """Both deployments in one process: stage 1 by a schedule, stage 2 by stage 1's event."""
 
+import asyncio
 import hashlib
+import signal
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from prefect import serve
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.flows import EntrypointType
+from prefect.runner import Runner
 
 from flows.events import COMMITTED, cache_address, match_of
 from flows.student_train import student_train
@@ -57,9 +60,25 @@ def serve_recipe(
     cron: str | None = None,
     interval: timedelta | None = None,
 ) -> None:
-    """Runs until it is stopped. One run at a time: both stages want the same machine."""
-    serve(
-        *deployments(recipe, overrides, cron=cron, interval=interval),
-        limit=1,
-        print_starting_message=False,
-    )
+    """Runs until SIGTERM or Ctrl-C. One run at a time: both stages want the same machine."""
+    runner = _Runner(limit=1)
+    for deployment in deployments(recipe, overrides, cron=cron, interval=interval):
+        runner.add_deployment(deployment)
+    try:
+        asyncio.run(runner.start())
+    except KeyboardInterrupt:
+        if not runner.is_terminated:
+            raise
+
+
+class _Runner(Runner):
+    """A runner that ends by SIGTERM as by Ctrl-C: the run in flight is asked to stop, then waited for.
+
+    Prefect's own handler leaves in the middle of its event loop.
+    """
+
+    is_terminated = False
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        self.is_terminated = True
+        signal.raise_signal(signal.SIGINT)

@@ -10,19 +10,22 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.states import Cancelled
 
 from flows.events import committed_event
-from flows.outcome import failed, stopped
 from flows.progress import report_shards
 from flows.results import cache_result
+from flows.run_log import hide_tracebacks_of_user_errors
 from flows.stop import stop_on_sigterm
 from flows.transient import NUM_RETRIES, WAITS, is_transient
 from pipeline.config.recipe import Recipe, load_recipe
-from storage_schemas.errors import TidecacheError
 
 if TYPE_CHECKING:
     from pipeline.teacher_cache import CacheSummary, TeacherCacheStage, WorkItem
     from storage_schemas.manifest import LedgerEntry
+
+
+hide_tracebacks_of_user_errors()
 
 
 @flow(name="teacher-cache", persist_result=False)
@@ -33,14 +36,12 @@ def teacher_cache(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any
     flight is committed, no other starts, and the run is Cancelled; a later run goes on from there.
     """
     with stop_on_sigterm() as stop:
-        try:
-            summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
-        except TidecacheError as error:
-            return failed(error)
+        summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
     result = cache_result(summary)
     num_shards = summary.shards_found + summary.shards_made
     if not summary.is_complete:
-        return stopped(f"stopped with {num_shards} shards committed; run again to go on")
+        message = f"stopped with {num_shards} shards committed; run again to go on"
+        return Cancelled(message=message)
     # Also where every shard was found: the run that made the last one may have died before this.
     emit_event(
         **committed_event(
@@ -74,7 +75,7 @@ def _make_shards(recipe: Recipe, stop: threading.Event) -> "CacheSummary":
 
 def _shard_task(
     stage: "TeacherCacheStage", report: "Callable[[LedgerEntry], None]"
-) -> Callable[[str], Any]:
+) -> Callable[[str], object]:
     """A task for this process's one stage: a shard's name in, its counts out."""
     items: dict[str, WorkItem] = {item.shard: item for item in stage.work}
 
@@ -87,11 +88,8 @@ def _shard_task(
         cache_policy=NO_CACHE,
         persist_result=False,
     )
-    def teacher_shard(shard: str) -> dict[str, Any] | State[Any]:
-        try:
-            entry = stage.make_shard(items[shard])
-        except TidecacheError as error:
-            return failed(error)
+    def teacher_shard(shard: str) -> dict[str, Any]:
+        entry = stage.make_shard(items[shard])
         report(entry)
         return entry.counts.model_dump(mode="json")
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from pipeline.cache.reader import CacheReader
 from pipeline.config.objective import TokenObjective
@@ -20,9 +19,8 @@ from pipeline.student.model import check_block_attention, load_student
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import Distillation, build_distillation
 from pipeline.train.tensors import TensorBatch, as_tensors
-from pipeline.train.trainer import Reporter, StudentTrainer, TensorStream
+from pipeline.train.trainer import Reporter, StudentTrainer
 from storage_schemas.errors import CacheIdentityError, RecipeError
-from storage_schemas.identity import CacheIdentity
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -52,7 +50,7 @@ def run_student_train(
     """Train, or go on from the last checkpoint, or find the run finished already.
 
     Layout of train.output: run.json (what this run is), checkpoint-N/ (resume), final/ (the
-    student), summary.json (written last), tensorboard/.
+    student), summary.json (written last), runs/ (TensorBoard).
     """
     output = Path(recipe.train.output)
     reader = CacheReader.open(Path(recipe.cache.path))
@@ -79,6 +77,7 @@ def run_student_train(
         shows_progress=shows_progress,
     )
     trainer.add_callback(Reporter(on_log, should_stop))
+    trainer.remove_callback(PrinterCallback)  # `on_log` tells it
     result = trainer.train(resume_from_checkpoint=checkpoint)
     is_complete = trainer.state.global_step >= trainer.state.max_steps
     metrics = {
@@ -129,8 +128,7 @@ def make_trainer(
             f"has tokens, got {vocab_size}; resize the student's embeddings first"
         )
     check_block_attention(model, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size)
-    checkpoint = cast("str | None", get_last_checkpoint(str(output)))
-    done = _steps_done(checkpoint)
+    checkpoint, done = _last_checkpoint(output)
     arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=max_steps,
@@ -148,16 +146,22 @@ def make_trainer(
         save_steps=train.save_steps,
         save_total_limit=train.keep_checkpoints,
         report_to=["tensorboard"] if train.tensorboard else [],
-        logging_dir=str(output / "tensorboard"),
         disable_tqdm=not shows_progress,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the stream itself begins where the checkpoint ended
         dataloader_pin_memory=False,
     )
+    if arguments.world_size > 1:
+        raise RecipeError(
+            f"expected one training process, got {arguments.world_size}; start student-train "
+            "without a launcher"
+        )
+    # one process trains on one GPU: no silent nn.DataParallel over all that are visible
+    arguments._n_gpu = min(1, arguments.n_gpu)  # pyright: ignore[reportPrivateUsage]
     trainer = StudentTrainer(
         model,
         arguments,
-        TensorStream(stream, skip=done * train.accumulation),
+        lambda: stream(done * train.accumulation),
         distillation=distillation,
         mask_id=tokenizer.mask_id,
         block_size=recipe.student.block_size,
@@ -183,7 +187,7 @@ def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
         trust_remote_code=student.trust_remote_code,
         mask_token=student.mask_token,
     )
-    identity: CacheIdentity = reader.identity
+    identity = reader.identity
     wanted: list[tuple[str, object, object]] = [
         ("pipeline.type", identity.pipeline, recipe.pipeline.type),
         ("the student's tokenizer", identity.student_tokenizer, tokenizer.fingerprint),
@@ -258,11 +262,13 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _steps_done(checkpoint: str | None) -> int:
-    if checkpoint is None:
-        return 0
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    return int(state["global_step"])
+def _last_checkpoint(output: Path) -> tuple[str | None, int]:
+    """The last whole checkpoint and its step; the Trainer writes trainer_state.json last."""
+    steps = [
+        int(path.parent.name.removeprefix("checkpoint-"))
+        for path in output.glob("checkpoint-*/trainer_state.json")
+    ]
+    return (str(output / f"checkpoint-{max(steps)}"), max(steps)) if steps else (None, 0)
 
 
 def _uses_cpu(device: str) -> bool:

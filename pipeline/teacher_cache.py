@@ -232,7 +232,9 @@ def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> 
     counts = [entry.counts for entry in entries]
     reasons = sorted({reason for count in counts for reason in count.skips})
     if reasons:
-        _LOG.warning("records skipped: %s", {r: sum(c.skips.get(r, 0) for c in counts) for r in reasons})
+        _LOG.warning(
+            "records skipped: %s", {r: sum(c.skips.get(r, 0) for c in counts) for r in reasons}
+        )
     return CacheSummary(
         path=stage.path,
         digest=stage.digest,

@@ -39,8 +39,8 @@ class Pair:
     student_ids_S: the prompt, the response, and EOS up to a whole number of blocks.
     is_target_S: the maskable positions: response, end of turn, EOS filling; never the prompt.
     teacher_ids_T: ends at the last aligned token (block-wise teachers: EOS up to a whole block).
-    chunks_C4: rows (t0, t1, s0, s1), half-open, in order and disjoint; a chunk covers the same bytes
-    of the response on both sides and contains no prompt token.
+    chunks_C4: rows (t0, t1, s0, s1), half-open, in order and disjoint; a chunk covers the same
+    bytes of the response on both sides and contains no prompt token.
     """
 
     record_id: str
@@ -51,10 +51,8 @@ class Pair:
 
     def __post_init__(self) -> None:
         assert self.is_target_S.shape == self.student_ids_S.shape, "one target flag a student token"
-        assert self.chunks_C4.ndim == 2 and self.chunks_C4.shape[1] == 4, "chunks are [C, 4]"
+        assert self.chunks_C4.shape == (len(self.chunks_C4), 4), "chunks are [C, 4]"
         if len(self.chunks_C4):
             _, t1, _, s1 = self.chunks_C4[-1].tolist()
             assert t1 <= len(self.teacher_ids_T), "a chunk ends after the teacher's last token"
             assert s1 <= len(self.student_ids_S), "a chunk ends after the student's last token"
-
-

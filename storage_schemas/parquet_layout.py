@@ -105,7 +105,7 @@ def encode_table(fields: Fields, columns: Mapping[str, Column]) -> bytes:
         sink,
         compression="zstd",
         compression_level=1,
-        # Row and token numbers rise by small steps: a third of a dictionary's bytes.
+        # Numbers of rows and tokens rise by small steps; a dictionary of them would only cost.
         use_dictionary=[name for name, kind in fields.items() if kind == "string"],
         column_encoding=dict.fromkeys(counters, "DELTA_BINARY_PACKED"),
         write_page_checksum=True,

@@ -1,6 +1,6 @@
 """What stage 1 draws and keeps: the noise, the targets, and where they go."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ class TopKTargetsConfig(StrictModel):
     logits_dtype: Literal["float16", "float32"] = "float16"
 
     @model_validator(mode="after")
-    def _temperatures_fit(self) -> Self:
+    def _temperatures_fit(self) -> "TopKTargetsConfig":
         if 1.0 not in self.temperatures:
             raise ValueError(f"expected 1.0 among the temperatures, got {list(self.temperatures)}")
         if len(set(self.temperatures)) != len(self.temperatures):

@@ -1,6 +1,6 @@
 """Which student and which teacher, and how each reads its sequence (method, sections 0 and 7)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ class ModelSource(StrictModel):
     mask_token: str | None = None
 
     @model_validator(mode="after")
-    def _remote_code_is_pinned(self) -> Self:
+    def _remote_code_is_pinned(self) -> "ModelSource":
         if self.trust_remote_code and self.revision is None:
             raise ValueError(
                 "trust_remote_code = true needs a pinned revision (a commit hash), got none"
@@ -39,7 +39,7 @@ class StudentConfig(ModelSource):
     block_size: Count = 32
 
     @model_validator(mode="after")
-    def _whole_blocks(self) -> Self:
+    def _whole_blocks(self) -> "StudentConfig":
         if self.length % self.block_size:
             raise ValueError(
                 f"expected a length of whole blocks of {self.block_size}, got {self.length}"
@@ -71,7 +71,7 @@ class TeacherConfig(ModelSource):
     batch_tokens: Count = 16384
 
     @model_validator(mode="after")
-    def _whole_blocks(self) -> Self:
+    def _whole_blocks(self) -> "TeacherConfig":
         if isinstance(self.attention, BlockAttention) and self.length % self.attention.block_size:
             raise ValueError(
                 f"expected a length of whole blocks of {self.attention.block_size}, "

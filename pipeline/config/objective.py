@@ -1,14 +1,16 @@
 """The distillation objective of stage 2, beside the cross-entropy that is always there."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from pipeline.config.base import StrictModel
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Dump = Callable[[Any], dict[str, Any]]  # what pydantic would write
 
 
 class TidalConfig(StrictModel):
@@ -24,14 +26,14 @@ class TidalConfig(StrictModel):
     timestep_weight: Literal["uniform", "midrange"] = "midrange"
 
     @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> Self:
+    def _every_setting_has_an_effect(self) -> "TidalConfig":
         idle = sorted(self.model_fields_set & self._idle())
         if idle:
             raise ValueError(f"without effect where axes = 'timestep': {', '.join(idle)}")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_idle(self, dump: Dump) -> dict[str, Any]:
         return {name: value for name, value in dump(self).items() if name not in self._idle()}
 
     def _idle(self) -> set[str]:
@@ -85,7 +87,7 @@ class _Reverse(StrictModel):
     tidal_against_reverse: bool = False
 
     @model_validator(mode="after")
-    def _asked_for_twice(self) -> Self:
+    def _asked_for_twice(self) -> "_Reverse":
         mistakes: list[str] = []
         if self.tidal is not None and not self.tidal_against_reverse:
             mistakes.append(
@@ -103,7 +105,7 @@ class _Reverse(StrictModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_idle(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_idle(self, dump: Dump) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)
         if self.tidal is None:
             return fields

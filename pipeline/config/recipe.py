@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -44,7 +44,7 @@ class Recipe(StrictModel):
     train: TrainConfig
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _parts_fit(self) -> "Recipe":
         if mistakes := [*_misfits(self.pipeline, self.targets, self.objective)]:
             raise ValueError("; ".join(mistakes))
         return self

@@ -1,6 +1,6 @@
 """Where the records are, and which of their fields hold the conversation."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -24,7 +24,7 @@ class PromptAndResponseFields(StrictModel):
     response_field: Name
 
     @model_validator(mode="after")
-    def _two_different_fields(self) -> Self:
+    def _two_different_fields(self) -> "PromptAndResponseFields":
         if self.prompt_field == self.response_field:
             message = f"prompt_field and response_field are both {self.prompt_field!r}"
             raise ValueError(f"{message}; name two different fields")

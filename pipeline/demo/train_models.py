@@ -1,4 +1,4 @@
-"""How the bundled models were made: `python -m pipeline.demo.train_models student|teacher-a|teacher-b`.
+"""How the bundled models were made: `make train-models`, or one by name.
 
 Like the paper's models, each starts as an autoregressive (AR) model and is then turned into a
 diffusion model: the student and teacher B into block diffusion, teacher A into full bidirectional
@@ -16,13 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
 from transformers import Qwen3MoeForCausalLM as Qwen3Moe
@@ -30,7 +29,7 @@ from transformers import Qwen3MoeForCausalLM as Qwen3Moe
 from pipeline.demo.corpus import ASSETS, all_functions
 from pipeline.diffusion.block_mask import hide_padding
 from pipeline.objectives import masked_nll
-from pipeline.student.forward import masked_hidden
+from pipeline.student.forward import base_model, head, masked_hidden
 from pipeline.text.render import render
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import RecordError
@@ -70,8 +69,8 @@ PLANS = {
         attention="full",
         shape={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768},
         experts={"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192},
-        ar_tokens=4_000_000,
-        diffusion_tokens=3_500_000,
+        ar_tokens=2_500_000,
+        diffusion_tokens=2_500_000,
     ),
     "teacher-b": Plan(
         tokenizer="tokenizer-student",
@@ -95,7 +94,8 @@ class Text:
 def make_model(plan: Plan, tokenizer: ChatTokenizer) -> PreTrainedModel:
     """A fresh model of the planned shape, float32."""
     heads = plan.shape["hidden_size"] // 32
-    common: dict[str, Any] = plan.shape | {
+    common: dict[str, Any] = {
+        **plan.shape,
         "vocab_size": tokenizer.vocab_size,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
@@ -110,15 +110,11 @@ def make_model(plan: Plan, tokenizer: ChatTokenizer) -> PreTrainedModel:
     torch.manual_seed(plan.seed)
     if plan.experts is None:
         return Qwen3ForCausalLM(Qwen3Config(**common))
-    return Qwen3Moe(
-        Qwen3MoeConfig(
-            **common, **plan.experts, router_aux_loss_coef=0.01, norm_topk_prob=True
-        )
-    )
+    return Qwen3Moe(Qwen3MoeConfig(**common, **cast("Any", plan.experts), norm_topk_prob=True))
 
 
 def read_texts(tokenizer: ChatTokenizer) -> list[Text]:
-    """Every training function, cut to the length limit; those whose prompt fills it are left out."""
+    """Every training function, cut to the length limit; those whose prompt fills it left out."""
     texts: list[Text] = []
     for record in all_functions("train"):
         try:
@@ -136,7 +132,8 @@ def batches(texts: list[Text], rng: np.random.Generator) -> Iterator[list[Text]]
     while True:
         order = rng.permutation(len(texts))
         for pool in np.array_split(order, max(1, len(order) // 2048)):
-            by_length = sorted(pool.tolist(), key=lambda i: len(texts[i].ids))
+            indices = cast("list[int]", pool.tolist())
+            by_length = sorted(indices, key=lambda i: len(texts[i].ids))
             groups: list[list[Text]] = [[]]
             for i in by_length:
                 if (len(groups[-1]) + 1) * len(texts[i].ids) > TOKENS_A_STEP:
@@ -157,11 +154,9 @@ class Padded:
 
 def pad(texts: list[Text], eos_id: int, *, fills_block: bool, learns_prompt: bool) -> Padded:
     """With `fills_block` the EOS up to a text's own whole block is real, visible and learned."""
-    real = [
-        len(text.ids) + (-len(text.ids) % BLOCK_SIZE if fills_block else 0) for text in texts
-    ]
+    real = [len(text.ids) + (-len(text.ids) % BLOCK_SIZE if fills_block else 0) for text in texts]
     shape = (len(texts), max(real))
-    ids_BS: NDArray[np.int64] = np.full(shape, eos_id)
+    ids_BS = np.full(shape, eos_id, np.int64)
     is_real_BS, is_target_BS = np.zeros(shape, bool), np.zeros(shape, bool)
     for b, (text, length) in enumerate(zip(texts, real, strict=True)):
         ids_BS[b, : len(text.ids)] = text.ids
@@ -178,8 +173,7 @@ def ar_loss(model: PreTrainedModel, batch: Padded) -> Tensor:
     """Next-token cross-entropy over whole texts, padding left out."""
     logits_BSV = model(input_ids=batch.ids_BS[:, :-1], use_cache=False).logits
     next_BS = batch.ids_BS[:, 1:].masked_fill(~batch.is_real_BS[:, 1:], -100)
-    loss = cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten())
-    return loss + router_loss(model, batch.ids_BS.shape)
+    return cross_entropy(logits_BSV.flatten(0, 1), next_BS.flatten())
 
 
 def diffusion_loss(
@@ -203,58 +197,52 @@ def diffusion_loss(
     else:
         length = batch.ids_BS.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool)
-        output = model.get_decoder()(
+        output = base_model(model)(
             input_ids=batch.ids_BS.masked_fill(is_masked_BS, mask_id),
             attention_mask=hide_padding(visible, batch.is_real_BS),
             use_cache=False,
         )
-        hidden_NH = output.last_hidden_state[is_masked_BS]
-    logits_NV = model.get_output_embeddings()(hidden_NH)
+        hidden_NH = cast("Tensor", output.last_hidden_state)[is_masked_BS]
     term = masked_nll(
-        logits_NV,
+        cast("Tensor", head(model)(hidden_NH)),
         batch.ids_BS[is_masked_BS],
         time_B[:, None].expand_as(is_masked_BS)[is_masked_BS],
         int(batch.is_target_BS.sum()),
     )
-    return term.mean() + router_loss(model, batch.ids_BS.shape)
+    return term.mean()
 
 
-class _RouterLogits:
-    """Collects each router's logits, so that its load can be balanced whatever was computed."""
+class Routers:
+    """The routers of a mixture of experts, watched so that their load can be balanced."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.logits: list[Tensor] = []
-        for name, module in model.named_modules():
-            if name.endswith("mlp.gate"):
+    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+        self._per_token = plan.experts["num_experts_per_tok"] if plan.experts else 0
+        self._logits: list[Tensor] = []
+        for name, module in cast("Any", model).named_modules():
+            if plan.experts and name.endswith("mlp.gate"):
                 module.register_forward_hook(self._keep)
 
-    def _keep(self, module: torch.nn.Module, inputs: object, output: Any) -> None:
-        self.logits.append(output[0] if isinstance(output, tuple) else output)
+    def _keep(self, module: nn.Module, inputs: object, output: tuple[Tensor, ...]) -> None:
+        self._logits.append(output[0])  # logits first, then the chosen experts
 
-
-_routers: dict[int, _RouterLogits] = {}
-
-
-def router_loss(model: PreTrainedModel, shape: torch.Size) -> Tensor:
-    """Switch-style load balance, 0.01 times experts x sum of (share of tokens x mean probability)."""
-    total = torch.zeros(())
-    if not isinstance(model, Qwen3Moe):
+    def loss(self) -> Tensor:
+        """0.01 times experts x sum of (share of tokens x mean probability), since the last call."""
+        total = torch.zeros(())
+        for logits in self._logits:
+            p = logits.float().softmax(-1)
+            top = p.topk(self._per_token, -1).indices
+            share = nn.functional.one_hot(top, p.shape[-1]).float().sum(1).mean(0)
+            total = total + p.shape[-1] * (share * p.mean(0)).sum()
+        total = 0.01 * total / max(1, len(self._logits))
+        self._logits.clear()
         return total
-    routers = _routers[id(model)]
-    for logits in routers.logits:
-        p = logits.float().softmax(-1)
-        top = p.topk(model.config.num_experts_per_tok, -1).indices
-        share = torch.nn.functional.one_hot(top, p.shape[-1]).float().sum(1).mean(0)
-        total = total + p.shape[-1] * (share.detach() * p.mean(0)).sum()
-    count = max(1, len(routers.logits))
-    routers.logits.clear()
-    return 0.01 * total / count
 
 
 def optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, norms, routers and stacked experts."""
-    matrices, others = [], []
-    for name, parameter in model.named_parameters():
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in cast("nn.Module", model).named_parameters():
         is_matrix = parameter.ndim == 2 and "embed" not in name and "gate.weight" not in name
         (matrices if is_matrix or name.endswith("_proj.weight") else others).append(parameter)
     return [
@@ -276,6 +264,7 @@ def train_phase(
     plan: Plan,
     texts: list[Text],
     tokenizer: ChatTokenizer,
+    routers: Routers,
     phase: Literal["ar", "diffusion"],
 ) -> dict[str, float]:
     """Train until the phase's tokens are read; progress goes to standard output."""
@@ -283,7 +272,7 @@ def train_phase(
     rng = np.random.default_rng([plan.seed, phase == "diffusion"])
     rate = plan.learning_rate if phase == "ar" else plan.learning_rate * 0.6
     steppers = optimizers(model, rate)
-    tokens, smooth, began = 0, float("nan"), time.monotonic()
+    tokens, step, smooth, began = 0, 0, float("nan"), time.monotonic()
     for step, group in enumerate(batches(texts, rng)):
         # The prompt is learned as well for the first two thirds: more signal from each text.
         batch = pad(
@@ -296,6 +285,7 @@ def train_phase(
             loss = ar_loss(model, batch)
         else:
             loss = diffusion_loss(model, batch, plan, tokenizer.mask_id, rng)
+        loss = loss + routers.loss()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:
@@ -314,7 +304,12 @@ def train_phase(
             )
         if tokens >= budget:
             break
-    return {"tokens": tokens, "steps": step + 1, "loss": smooth, "seconds": time.monotonic() - began}
+    return {
+        "tokens": tokens,
+        "steps": step + 1,
+        "loss": smooth,
+        "seconds": time.monotonic() - began,
+    }
 
 
 def train(name: str) -> Path:
@@ -324,13 +319,14 @@ def train(name: str) -> Path:
     texts = read_texts(tokenizer)
     print(f"{len(texts):,} texts, {sum(len(t.ids) for t in texts):,} tokens", flush=True)
     model = make_model(plan, tokenizer)
-    if plan.experts is not None:
-        _routers[id(model)] = _RouterLogits(model)
+    routers = Routers(model, plan)
     phases = {
-        phase: train_phase(model, plan, texts, tokenizer, phase) for phase in ("ar", "diffusion")
+        phase: train_phase(model, plan, texts, tokenizer, routers, phase)
+        for phase in ("ar", "diffusion")
     }
     folder = ASSETS / name
-    model.to(torch.bfloat16).save_pretrained(folder)
+    cast("nn.Module", model).to(torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.hf.save_pretrained(folder)
     about = {
         "plan": asdict(plan),

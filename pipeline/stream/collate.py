@@ -46,8 +46,7 @@ def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
         is_masked_BS[b, :length] = view.corruption.is_masked_S
         spans_C2 = pair.chunks_C4[answered_C, 2:]
         size_C = spans_C2[:, 1] - spans_C2[:, 0]
-        inside = np.arange(size_C.sum()) - np.repeat(np.cumsum(size_C) - size_C, size_C)
-        position = (np.repeat(spans_C2[:, 0], size_C) + inside).astype(np.int32)
+        position = _positions(spans_C2)
         chunk_BS[b, position] = np.repeat(np.arange(len(answered_C)), size_C)
         is_active_BC[b, : len(answered_C)] = True
         logp_BC[b, : len(answered_C)] = view.targets.logp_C
@@ -65,6 +64,14 @@ def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
         teacher_logp_BC=logp_BC,
         token_position_M=np.concatenate(positions).astype(np.int32) if has_tokens else None,
         tokens=_joined([view.targets.top_k for view in views]) if has_tokens else None,
+    )
+
+
+def _positions(spans_C2: Ints) -> Ints:
+    """Every position of half-open spans, one span after the other."""
+    return np.concatenate(
+        [np.arange(start, stop, dtype=np.int32) for start, stop in spans_C2.tolist()]
+        or [np.zeros(0, np.int32)]
     )
 
 

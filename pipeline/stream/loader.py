@@ -32,10 +32,8 @@ class CacheStream:
         counts = [entry.counts.num_views for entry in self._reader.entries]
         held: dict[int, ShardContent] = {}
         views: list[View] = []
-        for buffer, shard, row in view_order(
-            counts, seed=self._seed, skip=skip * self._batch_size
-        ):
-            if not held.keys() == set(buffer):
+        for buffer, shard, row in view_order(counts, seed=self._seed, skip=skip * self._batch_size):
+            if held.keys() != set(buffer):
                 held = {
                     i: held[i] if i in held else self._reader.read_shard(self._reader.entries[i])
                     for i in buffer

@@ -5,6 +5,7 @@ its place without reading what lies before it.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -21,12 +22,16 @@ def view_order(
     epoch = 0
     while True:
         rng = np.random.default_rng([seed, epoch])
-        shards = rng.permutation(len(views_per_shard)).tolist()
+        shards = _permutation(rng, len(views_per_shard))
         for start in range(0, len(shards), buffer_shards):
             buffer = tuple(shards[start : start + buffer_shards])
             places = [(shard, row) for shard in buffer for row in range(views_per_shard[shard])]
-            order = rng.permutation(len(places)).tolist()
+            order = _permutation(rng, len(places))
             for place in order[skip:] if skip < len(order) else ():
                 yield (buffer, *places[place])
             skip = max(0, skip - len(order))
         epoch += 1
+
+
+def _permutation(rng: np.random.Generator, count: int) -> list[int]:
+    return cast("list[int]", rng.permutation(count).tolist())

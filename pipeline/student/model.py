@@ -30,7 +30,7 @@ def load_student(config: StudentConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def check_block_attention(model: PreTrainedModel, *, mask_id: int, block_size: int) -> None:
-    """Raise unless the student attends block-wise: clean blocks that come later must stay unseen."""
+    """Raise unless the student attends block-wise: later clean blocks must stay unseen."""
     vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids_S = torch.randint(2, min(1000, vocab_size), (3 * block_size,), generator=generator)
@@ -47,6 +47,7 @@ def check_block_attention(model: PreTrainedModel, *, mask_id: int, block_size: i
     model.train(was_training)
     if faults:
         raise RecipeError(
-            f"the student ({type(model).__name__}) does not attend block-wise: {'; '.join(faults)}; "
-            f"it ignores or misreads the attention mask and cannot be a block-diffusion student"
+            f"the student does not attend block-wise: {'; '.join(faults)}. Its architecture "
+            f"({type(model).__name__}) ignores or misreads the attention mask, so it cannot be a "
+            f"block-diffusion student"
         )

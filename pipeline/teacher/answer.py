@@ -5,6 +5,7 @@ Axes: M answered teacher position of all views, C answered chunk, K kept logit, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -103,8 +104,9 @@ class _Rows:
         logits_MV: Float[Tensor, "M V"],
     ) -> None:
         """Keep what is wanted of a block of rows."""
-        pairs = list(zip(view_M.tolist(), position_M.tolist(), strict=True))
-        row_M = np.array([self._start[v] + self._rank[v][p] for v, p in pairs])
+        places = zip(view_M.tolist(), position_M.tolist(), strict=True)
+        pairs = cast("list[tuple[int, int]]", list(places))
+        row_M = np.array([int(self._start[v] + self._rank[v][p]) for v, p in pairs], np.int64)
         gold_M = torch.tensor([int(self._views[v][0].teacher_ids_T[p]) for v, p in pairs])
         logp_M = gold_logp(logits_MV, gold_M.to(logits_MV.device))
         if not logp_M.isfinite().all():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +26,7 @@ class RowBlock:
     logits_MV: Float[Tensor, "M V"]
 
 
+@runtime_checkable
 class TeacherBackend(Protocol):
     """Scores passes. Every answered position comes exactly once, in blocks of bounded size.
 

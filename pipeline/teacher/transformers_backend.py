@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.config.models import TeacherConfig
@@ -90,14 +91,14 @@ class TransformersBackend:
         hidden_MH = hidden_BTH[is_answered_BT.to(device)]
         b_M, position_M = (index.numpy() for index in is_answered_BT.nonzero(as_tuple=True))
         pass_M = np.asarray(group)[b_M]
-        head = self._model.get_output_embeddings()
+        head = cast("nn.Module", self._model.get_output_embeddings())
         num_rows = max(1, _LOGITS_A_BLOCK // self.vocab_size)
         for start in range(0, len(hidden_MH), num_rows):
             rows = slice(start, start + num_rows)
             yield RowBlock(
                 pass_M=pass_M[rows],
                 position_M=position_M[rows],
-                logits_MV=cast("Tensor", head(hidden_MH[rows])).float(),
+                logits_MV=head(hidden_MH[rows]).float(),
             )
 
     def _hidden(
@@ -146,11 +147,11 @@ class TransformersBackend:
         else:
             faults = block_attention_faults(forward, ids_T, self._block_size)
         if faults:
+            regime = "full" if self._block_size is None else "block"
             raise TeacherError(
-                f"the teacher does not attend as attention = "
-                f"{'full' if self._block_size is None else 'block'!r} asks: {'; '.join(faults)}. Its "
-                f"architecture ({type(self._model).__name__}) ignores or misreads the mask that it "
-                f"is given; it cannot serve as a teacher this way"
+                f"the teacher does not attend as attention.type = {regime!r} asks: "
+                f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
+                f"misreads the mask that it is given, so it cannot serve as a teacher this way"
             )
 
 
@@ -161,7 +162,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _padded(rows: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+def _padded(rows: Sequence[NDArray[Any]]) -> Tensor:
     """Rows as one tensor, filled with zeros (False) on the right; ids become int64."""
     tensors = [torch.from_numpy(row) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)

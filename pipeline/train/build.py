@@ -169,9 +169,7 @@ def _token_term(
     return term
 
 
-def teacher_rows(
-    batch: TensorBatch, shared_vocab: int, temperature: float
-) -> Float[Tensor, "M V"]:
+def teacher_rows(batch: TensorBatch, shared_vocab: int, temperature: float) -> Float[Tensor, "M V"]:
     """The teacher's dense logits at the aligned masked positions: live, or expanded from top k."""
     if "teacher_logits_MV" in batch:
         return batch["teacher_logits_MV"]

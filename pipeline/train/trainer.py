@@ -27,39 +27,40 @@ from pipeline.train.tensors import TensorBatch
 Counts = dict[str, Tensor]
 
 
-class TensorStream(IterableDataset[TensorBatch]):
-    """Ready-made batches; `start(skip)` opens the stream at a batch."""
+class _Stream(IterableDataset[TensorBatch]):
+    """Ready-made batches, in the form that a DataLoader takes."""
 
-    def __init__(self, start: Callable[[int], Iterator[TensorBatch]], *, skip: int) -> None:
+    def __init__(self, start: Callable[[], Iterator[TensorBatch]]) -> None:
         self._start = start
-        self._skip = skip
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        """From the first batch that this run has not seen."""
-        return self._start(self._skip)
+        return self._start()
 
 
 class StudentTrainer(Trainer):
-    """Trains the student; what the loss is comes in as a `Distillation` (None: CE alone)."""
+    """Trains the student; what the loss is comes in as a `Distillation` (None: CE alone).
+
+    `stream()` gives the batches from the first that this run has not seen.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        stream: TensorStream,
+        stream: Callable[[], Iterator[TensorBatch]],
         *,
         distillation: Distillation | None,
         mask_id: int,
         block_size: int,
         **options: Any,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=stream, **options)
+        super().__init__(model=model, args=args, train_dataset=_Stream(stream), **options)
         self.model_accepts_loss_kwargs = True  # the loss is divided by whole-step counts already
         self._distillation = distillation
         self._mask_id = mask_id
         self._block_size = block_size
         self._sums: dict[str, float] = {}
-        self._num_steps_summed = 0
+        self._first_step = 0  # where the sums begin
 
     def get_train_dataloader(self) -> DataLoader[TensorBatch]:
         """The stream itself: it batches, shuffles and resumes."""
@@ -117,16 +118,18 @@ class StudentTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms' means since the last entry."""
         if "loss" in logs and self._sums:
-            steps = max(1, self.state.global_step - self._num_steps_summed)
+            steps = max(1, self.state.global_step - self._first_step)
             logs = logs | {name: total / steps for name, total in self._sums.items()}
             logs["progress"] = self._progress()
-            self._sums, self._num_steps_summed = {}, self.state.global_step
+            self._sums = {}
         super().log(logs, start_time)
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps
 
     def _add(self, parts: dict[str, Tensor]) -> None:
+        if not self._sums:
+            self._first_step = self.state.global_step
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.item()
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.text.align import align_chunks
 
 Span = tuple[int, int]
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy machines
 
 
 def offsets(*widths: int, start: int = 0) -> np.ndarray:
@@ -83,6 +84,7 @@ def test_a_token_of_no_width_belongs_to_the_chunk_before_it():
     assert align_chunks(offsets(1, 1), teacher).tolist() == [[0, 1, 0, 3], [1, 2, 3, 5]]
 
 
+@patient
 @given(two_sides())
 def test_chunks_are_exactly_the_smallest_common_spans(sides):
     teacher, student = sides
@@ -93,6 +95,7 @@ def test_chunks_are_exactly_the_smallest_common_spans(sides):
     assert spans == smallest_common_spans(teacher, student)
 
 
+@patient
 @given(two_sides())
 def test_both_sides_of_a_chunk_cover_the_same_bytes(sides):
     teacher, student = sides
@@ -101,6 +104,7 @@ def test_both_sides_of_a_chunk_cover_the_same_bytes(sides):
         assert teacher[t1 - 1, 1] == student[s1 - 1, 1]
 
 
+@patient
 @given(two_sides())
 def test_chunks_follow_one_another_without_gap_or_overlap(sides):
     chunks = align_chunks(*sides)
@@ -108,6 +112,7 @@ def test_chunks_follow_one_another_without_gap_or_overlap(sides):
     assert (chunks[1:, ::2] == chunks[:-1, 1::2]).all()
 
 
+@patient
 @given(two_sides())
 def test_swapping_the_sides_swaps_the_columns(sides):
     teacher, student = sides

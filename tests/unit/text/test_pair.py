@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.text.pair import make_pair
@@ -13,6 +13,9 @@ from storage_schemas.errors import RecipeError, RecordError
 from storage_schemas.examples import Message, Record
 
 BLOCK = 32
+patient = settings(  # of busy machines
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 ROOM = {"student_length": 4096, "teacher_length": 4096, "block_size": BLOCK}
 CROSS = {**ROOM, "teacher_block_size": None, "is_shared_vocab": False}
 
@@ -51,7 +54,7 @@ def on_fragments(test):
     """The test on drawn texts, and on every fragment by itself."""
     for fragment in FRAGMENTS:
         test = example(prompt=fragment, response=f"{fragment}x")(test)
-    return settings(deadline=None, max_examples=60)(given(prompt=TEXTS, response=RESPONSES)(test))
+    return patient(given(prompt=TEXTS, response=RESPONSES)(test))
 
 
 def edges_of(spans: np.ndarray) -> set[int]:
@@ -101,7 +104,7 @@ def test_no_prompt_token_is_in_a_chunk_or_a_target(qwen, deepseek, prompt, respo
     assert pair.is_target_S.tolist() == [i >= num_student for i in range(len(pair.student_ids_S))]
 
 
-@settings(deadline=None, max_examples=60)
+@patient
 @given(response=RESPONSES, student_blocks=st.integers(1, 6), teacher_length=st.integers(12, 120))
 def test_truncation_only_drops_whole_chunks(
     qwen, deepseek, response, student_blocks, teacher_length
@@ -126,7 +129,7 @@ def test_truncation_only_drops_whole_chunks(
     assert cut.teacher_ids_T.tolist() == whole.teacher_ids_T[: fitting[-1][1]].tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@patient
 @given(response=RESPONSES)
 def test_a_tokenizer_is_aligned_with_itself_token_by_token(qwen, response):
     pair = make_pair(record("hi", response), qwen, qwen, **{**CROSS, "is_shared_vocab": True})

@@ -1,0 +1,52 @@
+# Two commands do all the set-up on a fresh machine with Python 3.11+ and make:
+#   make demo    the main job on the bundled models      make test    the tests
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= demo-output
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format bench-demo train-models clean
+
+demo: $(VENV)/.installed
+	$(BIN)/tidecache demo --output $(OUTPUT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Prints, as its last line, one JSON object: stage1_s, stage2_s, peak_rss_mib.
+bench-demo: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/bench_demo.py
+
+# How the bundled models and tokenizers were made (about two hours on 2 cores).
+train-models: $(VENV)/.installed
+	$(BIN)/python -m pipeline.demo.tokenizers
+	for name in student teacher-a teacher-b; do \
+	    $(BIN)/python -m pipeline.demo.train_models $$name || exit 1; \
+	done
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "Installing tidecache into $(VENV) (a few minutes the first time)"
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) -e '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUTPUT)

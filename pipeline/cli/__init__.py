@@ -1,0 +1,5 @@
+"""The command line: `tidecache`."""
+
+from pipeline.cli.app import main
+
+__all__ = ["main"]

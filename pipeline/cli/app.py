@@ -1,0 +1,246 @@
+"""The commands of `tidecache`; what is heavy is imported by the command that needs it."""
+
+import logging
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from storage_schemas.errors import CacheCorruptError, TidecacheError
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+    from pipeline.config.recipe import Recipe
+
+_LOG = logging.getLogger("tidecache")
+_USER_ERROR, _CORRUPT_CACHE, _STOPPED = 2, 3, 143
+
+
+class _Commands(TyperGroup):
+    """Turns what a user can mend into one message and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TidecacheError as error:
+            _complain(str(error))
+            code = _CORRUPT_CACHE if isinstance(error, CacheCorruptError) else _USER_ERROR
+            raise typer.Exit(code) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Distil a large teacher into a small block-diffusion student, from a cache of its answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML).")]
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one key, as in objective.type=calm."),
+]
+NoPrefect = Annotated[bool, typer.Option("--no-prefect", help="Run as a plain function.")]
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="tidecache")
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if show_version:
+        typer.echo(_version())
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path(
+        "demo-output"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, for a first look.")] = False,
+) -> None:
+    """Run both stages of both pipelines on the bundled models and real text."""
+    from pipeline.demo.run import run_demo
+
+    run_demo(output, quick=quick)
+
+
+@app.command()
+def teacher_cache(
+    recipe: RecipeFile, overrides: Overrides = None, no_prefect: NoPrefect = False
+) -> None:
+    """Stage 1: ask the teacher, and commit its answers to the cache, shard by shard."""
+    loaded = _load(recipe, overrides)
+    with _progress():
+        if no_prefect:
+            result = _teacher_cache_plain(loaded)
+        else:
+            _ensure_server(Path(loaded.cache.path))
+            from flows.teacher_cache import teacher_cache as flow
+
+            result = _call(flow, recipe, overrides)
+    _show(result)
+
+
+@app.command()
+def student_train(
+    recipe: RecipeFile, overrides: Overrides = None, no_prefect: NoPrefect = False
+) -> None:
+    """Stage 2: train the student from the cache alone; no teacher is loaded."""
+    loaded = _load(recipe, overrides)
+    with _progress():
+        if no_prefect:
+            result = _student_train_plain(loaded)
+        else:
+            _ensure_server(Path(loaded.train.output))
+            from flows.student_train import student_train as flow
+
+            result = _call(flow, recipe, overrides)
+    _show(result)
+
+
+@app.command()
+def inspect(
+    cache: CacheFolder,
+    record: Annotated[str | None, typer.Option(help="Id of one record to look at.")] = None,
+    view: Annotated[int | None, typer.Option(help="Which of its views (0 without).")] = None,
+) -> None:
+    """Show what a cache is and holds; with --record, what the teacher said of one view."""
+    from pipeline.cli.look import show_cache, show_view
+
+    if record is not None:
+        show_view(cache, record, view or 0)
+    elif view is not None:
+        raise typer.BadParameter("--view needs --record")
+    else:
+        show_cache(cache)
+
+
+@app.command()
+def serve(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    cron: Annotated[str | None, typer.Option(help="When stage 1 runs: '0 2 * * *'.")] = None,
+    interval: Annotated[float | None, typer.Option(help="Or every so many seconds.")] = None,
+) -> None:
+    """Serve both stages: stage 1 by a schedule, stage 2 whenever its cache is committed."""
+    if (cron is None) == (interval is None):
+        raise typer.BadParameter("expected one of --cron and --interval")
+    if interval is not None and interval <= 0:
+        raise typer.BadParameter(f"expected an --interval above 0 seconds, got {interval}")
+    loaded = _load(recipe, overrides)
+    from flows.local import ensure_server
+
+    ensure_server(_prefect_home(Path(loaded.cache.path)), scheduling=True)
+    from flows.serve import serve_recipe
+
+    serve_recipe(
+        recipe,
+        tuple(overrides or ()),
+        cron=cron,
+        interval=None if interval is None else timedelta(seconds=interval),
+    )
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> "Recipe":
+    from pipeline.config.recipe import load_recipe
+
+    return load_recipe(recipe, overrides or ())
+
+
+def _teacher_cache_plain(recipe: "Recipe") -> dict[str, Any]:
+    from flows.progress import report_shards
+    from flows.results import cache_result
+    from flows.stop import stop_on_sigterm
+    from pipeline.teacher_cache import run_teacher_cache
+
+    with stop_on_sigterm() as stop:
+        summary = run_teacher_cache(recipe, on_shard=report_shards(_LOG), should_stop=stop.is_set)
+    if not summary.is_complete:
+        _stop("stopped; what is committed is kept, run again to go on")
+    return cache_result(summary)
+
+
+def _student_train_plain(recipe: "Recipe") -> dict[str, Any]:
+    from flows.progress import report_metrics
+    from flows.results import train_result
+    from flows.stop import stop_on_sigterm
+    from pipeline.student_train import run_student_train
+
+    with stop_on_sigterm() as stop:
+        summary = run_student_train(
+            recipe, on_log=report_metrics(_LOG), should_stop=stop.is_set, shows_progress=False
+        )
+    if not summary.is_complete:
+        _stop(f"stopped at step {summary.steps}; run again to go on")
+    return train_result(summary)
+
+
+def _ensure_server(folder: Path) -> None:
+    from flows.local import ensure_server
+
+    ensure_server(_prefect_home(folder), is_quiet=sys.stderr.isatty())
+
+
+def _prefect_home(folder: Path) -> Path:
+    return folder / ".prefect"
+
+
+def _call(flow: "Flow[..., Any]", recipe: Path, overrides: list[str] | None) -> dict[str, Any]:
+    from prefect.exceptions import CancelledRun
+
+    try:
+        return flow(str(recipe), tuple(overrides or ()))
+    except CancelledRun as error:
+        _stop(str(error))
+
+
+@contextmanager
+def _progress() -> Generator[None]:
+    """A bar for a person, log lines for a file."""
+    if sys.stderr.isatty():
+        from flows.progress import on_terminal
+
+        with on_terminal():
+            yield
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        yield
+
+
+def _show(result: dict[str, Any]) -> None:
+    width = max(map(len, result))
+    for name, value in result.items():
+        typer.echo(f"{name:{width}}  {value}")
+
+
+def _stop(message: str) -> NoReturn:
+    _complain(message)
+    raise typer.Exit(_STOPPED)
+
+
+def _complain(message: str) -> None:
+    typer.secho(message, fg=typer.colors.RED, err=True)
+
+
+def _version() -> str:
+    try:
+        return version("tidecache")
+    except PackageNotFoundError:
+        return "unknown"

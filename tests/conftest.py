@@ -1,0 +1,27 @@
+"""What every test shares: one thread, no network, and the tiny models of `tiny.py`."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+sys.path.insert(0, str(Path(__file__).parent))  # `tiny`, whatever pytest's import mode
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Tiny models with random weights, a few records, and recipes over them."""
+    from tiny import Tiny
+
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def make_recipe(tiny):
+    """`make_recipe(kind, folder, **{"noise.views": 3})`: a recipe of pipeline "a" or "b"."""
+    return tiny.recipe
