@@ -32,7 +32,7 @@ def committed_event(*, address: str, digest: str, num_shards: int, recipe: str) 
     }
 
 
-def match_of(address: str) -> dict[str, str]:
+def match_of(address: str) -> dict[str, str | list[str]]:
     """The resources that a trigger for this one cache answers to.
 
     The digest is known only once teacher and tokenizers are loaded; the address is known at once,

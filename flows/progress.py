@@ -1,4 +1,4 @@
-"""How a run tells where it stands: on the terminal where a person looks on, else in the run's log."""
+"""How a run tells where it stands: to whoever looks on, else in the run's log."""
 
 import logging
 from collections.abc import Callable, Generator
@@ -36,8 +36,22 @@ def report_shards(logger: Logger) -> OnShard:
 
 def report_metrics(logger: Logger) -> OnLog:
     """What to call with the metrics of a training step."""
+
+    def log(metrics: dict[str, float]) -> None:
+        logger.info("%s", _line(metrics))
+
     terminal = _TERMINAL.get()
-    return (lambda metrics: logger.info("%s", _line(metrics))) if terminal is None else terminal.on_log
+    return log if terminal is None else terminal.on_log
+
+
+@contextmanager
+def reporting_to(*, on_shard: OnShard, on_log: OnLog) -> Generator[None]:
+    """Reports go to these functions instead of the log, while the context lasts."""
+    token = _TERMINAL.set(_Terminal(on_shard=on_shard, on_log=on_log))
+    try:
+        yield
+    finally:
+        _TERMINAL.reset(token)
 
 
 @contextmanager
@@ -46,22 +60,19 @@ def on_terminal() -> Generator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     columns = ("shards", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("shards", total=None, visible=False)
-        token = _TERMINAL.set(
-            _Terminal(
-                on_shard=lambda _, done, total: progress.update(
-                    task, completed=done, total=total, visible=True
-                ),
-                on_log=lambda metrics: console.print(_line(metrics)),
-            )
-        )
-        try:
+
+        def on_shard(entry: LedgerEntry, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+
+        def on_log(metrics: dict[str, float]) -> None:
+            console.print(_line(metrics))
+
+        with reporting_to(on_shard=on_shard, on_log=on_log):
             yield
-        finally:
-            _TERMINAL.reset(token)
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -24,6 +24,8 @@ from storage_schemas.errors import CacheIdentityError, RecipeError
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+# transformers' plain "constant" would ignore the warm-up
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,7 @@ def make_trainer(
         per_device_train_batch_size=train.batch_size,
         gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
         warmup_steps=round(train.warmup_share * max_steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,

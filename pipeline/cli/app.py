@@ -2,10 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
 
 _LOG = logging.getLogger("tidecache")
+_CRON_FIELDS = 5
 _USER_ERROR, _CORRUPT_CACHE, _STOPPED = 2, 3, 143
 
 
 class _Commands(TyperGroup):
     """Turns what a user can mend into one message and an exit code."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except TidecacheError as error:
@@ -37,7 +38,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Distil a large teacher into a small block-diffusion student, from a cache of its answers.",
+    help="Distil a large teacher into a small diffusion model, from a cache of its answers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,15 +58,22 @@ def main() -> None:
     app(prog_name="tidecache")
 
 
-@app.callback()
-def _options(
-    show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    if show_version:
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(_version())
         raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    del version  # its callback has answered
 
 
 @app.command()
@@ -142,6 +150,10 @@ def serve(
     """Serve both stages: stage 1 by a schedule, stage 2 whenever its cache is committed."""
     if (cron is None) == (interval is None):
         raise typer.BadParameter("expected one of --cron and --interval")
+    if cron is not None and len(cron.split()) != _CRON_FIELDS:
+        raise typer.BadParameter(
+            f"expected a --cron of five fields as in '0 2 * * *', got {cron!r}"
+        )
     if interval is not None and interval <= 0:
         raise typer.BadParameter(f"expected an --interval above 0 seconds, got {interval}")
     loaded = _load(recipe, overrides)
@@ -241,6 +253,6 @@ def _complain(message: str) -> None:
 
 def _version() -> str:
     try:
-        return version("tidecache")
-    except PackageNotFoundError:
+        return metadata.version("tidecache")
+    except metadata.PackageNotFoundError:
         return "unknown"

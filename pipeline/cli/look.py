@@ -1,7 +1,7 @@
 """`tidecache inspect`: a cache in tables, and one view's distributions beside the text."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from rich.console import Console
@@ -75,14 +75,14 @@ def _identity_table(reader: CacheReader) -> Table:
 def _flat(identity: CacheIdentity) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in identity.model_dump(mode="json").items():
-        inner: dict[str, Any] = value if isinstance(value, dict) else {"": value}
+        inner = cast("dict[str, Any]", value if isinstance(value, dict) else {"": value})
         rows += [(f"{name}.{key}".removesuffix("."), _shown(item)) for key, item in inner.items()]
     return rows
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"  # pyright: ignore[reportUnknownArgumentType]
+        return ", ".join(map(str, cast("list[Any]", value))) or "none"
     return "none" if value is None else str(value)
 
 

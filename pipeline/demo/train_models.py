@@ -69,8 +69,8 @@ PLANS = {
         attention="full",
         shape={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768},
         experts={"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192},
-        ar_tokens=2_500_000,
-        diffusion_tokens=2_500_000,
+        ar_tokens=1_800_000,
+        diffusion_tokens=1_600_000,
     ),
     "teacher-b": Plan(
         tokenizer="tokenizer-student",

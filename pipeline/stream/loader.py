@@ -34,15 +34,11 @@ class CacheStream:
         views: list[View] = []
         for buffer, shard, row in view_order(counts, seed=self._seed, skip=skip * self._batch_size):
             if held.keys() != set(buffer):
-                held = {
-                    i: held[i] if i in held else self._reader.read_shard(self._reader.entries[i])
-                    for i in buffer
-                }
-            content = held[shard]
-            stored = content.views[row]
+                self._exchange(held, buffer)
+            stored = held[shard].views[row]
             views.append(
                 View(
-                    pair=content.examples[stored.example],
+                    pair=held[shard].examples[stored.example],
                     corruption=stored.corruption,
                     targets=stored.targets,
                 )
@@ -50,3 +46,11 @@ class CacheStream:
             if len(views) == self._batch_size:
                 yield collate(views, has_tokens=self._has_tokens)
                 views = []
+
+    def _exchange(self, held: dict[int, ShardContent], buffer: tuple[int, ...]) -> None:
+        """Hold the shards of one buffer; the others go first, so memory never holds both."""
+        for i in held.keys() - buffer:
+            del held[i]
+        for i in buffer:
+            if i not in held:
+                held[i] = self._reader.read_shard(self._reader.entries[i])

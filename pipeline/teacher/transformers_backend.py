@@ -61,7 +61,6 @@ class TransformersBackend:
         """Columns of the logits."""
         return cast("Any", self._model.get_output_embeddings()).weight.shape[0]
 
-    @torch.inference_mode()
     def rows(self, passes: Sequence[TeacherPass]) -> Iterator[RowBlock]:
         """The answers to all passes, batched by length so that little is spent on padding."""
         answering = [i for i, one in enumerate(passes) if one.is_answered_T.any()]
@@ -91,16 +90,21 @@ class TransformersBackend:
         hidden_MH = hidden_BTH[is_answered_BT.to(device)]
         b_M, position_M = (index.numpy() for index in is_answered_BT.nonzero(as_tuple=True))
         pass_M = np.asarray(group)[b_M]
-        head = cast("nn.Module", self._model.get_output_embeddings())
         num_rows = max(1, _LOGITS_A_BLOCK // self.vocab_size)
         for start in range(0, len(hidden_MH), num_rows):
             rows = slice(start, start + num_rows)
             yield RowBlock(
                 pass_M=pass_M[rows],
                 position_M=position_M[rows],
-                logits_MV=head(hidden_MH[rows]).float(),
+                logits_MV=self._logits(hidden_MH[rows]),
             )
 
+    @torch.inference_mode()  # here and not on `rows`: a decorator may miss that it is a generator
+    def _logits(self, hidden_MH: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
+        head = cast("nn.Module", self._model.get_output_embeddings())
+        return head(hidden_MH).float()
+
+    @torch.inference_mode()
     def _hidden(
         self,
         clean_ids_BT: Int[Tensor, "B T"],
@@ -129,7 +133,6 @@ class TransformersBackend:
         )
         return output.last_hidden_state[:, -num_tokens:]
 
-    @torch.inference_mode()
     def _check_attention(self) -> None:
         """Raise unless the loaded model attends as the recipe says."""
         generator = torch.Generator().manual_seed(0)
@@ -164,6 +167,8 @@ def torch_device(name: str) -> torch.device:
 
 def _padded(rows: Sequence[NDArray[Any]]) -> Tensor:
     """Rows as one tensor, filled with zeros (False) on the right; ids become int64."""
-    tensors = [torch.from_numpy(row) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    return padded if padded.dtype == torch.bool else padded.long()
+    dtype = np.bool_ if rows[0].dtype == np.bool_ else np.int64
+    padded = np.zeros((len(rows), max(len(row) for row in rows)), dtype)
+    for row, filled in zip(rows, padded, strict=True):
+        filled[: len(row)] = row
+    return torch.from_numpy(padded)

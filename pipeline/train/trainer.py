@@ -91,15 +91,16 @@ class StudentTrainer(Trainer):
         assert num_items_in_batch is not None, "training only"
         counts = num_items_in_batch
         is_masked_BS = inputs["is_masked_BS"]
-        hidden_NH = masked_hidden(
-            model,
-            inputs["student_ids_BS"],
-            is_masked_BS,
-            inputs["is_real_BS"],
-            mask_id=self._mask_id,
-            block_size=self._block_size,
-        )
-        logits_NV = cast("Tensor", head(model)(hidden_NH))
+        with self.accelerator.autocast():  # it wraps model.forward alone, which is not called
+            hidden_NH = masked_hidden(
+                model,
+                inputs["student_ids_BS"],
+                is_masked_BS,
+                inputs["is_real_BS"],
+                mask_id=self._mask_id,
+                block_size=self._block_size,
+            )
+            logits_NV = cast("Tensor", head(model)(hidden_NH))
         logp_N = gold_logp(logits_NV, inputs["student_ids_BS"][is_masked_BS])
         time_N = inputs["time_B"][:, None].expand_as(is_masked_BS)[is_masked_BS]
         nll = masked_nll_from_logp(logp_N, time_N, counts["maskable"])
@@ -151,9 +152,10 @@ class Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Each entry, with its step."""
+        """Each entry, with its step; not the Trainer's epoch, which a resume counts anew."""
         if logs:
-            self._on_log({"step": float(state.global_step), **logs})
+            entry = {name: value for name, value in logs.items() if name != "epoch"}
+            self._on_log({"step": float(state.global_step), **entry})
 
     def on_step_end(
         self,

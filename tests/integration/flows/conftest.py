@@ -2,10 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 # Prefect reads these when it is first imported: a home of its own, and nothing sent anywhere.
@@ -77,7 +83,8 @@ def models(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     assets = Path(__file__).parents[3] / "pipeline" / "demo" / "assets"
-    for name, tokenizer_name in (("student", "tokenizer-student"), ("teacher", "tokenizer-teacher-a")):
+    tokenizers = {"student": "tokenizer-student", "teacher": "tokenizer-teacher-a"}
+    for name, tokenizer_name in tokenizers.items():
         tokenizer = AutoTokenizer.from_pretrained(assets / tokenizer_name)
         tokenizer.save_pretrained(folder / name)
         config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **MODEL)
@@ -122,3 +129,53 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture
+def tidecache(tmp_path: Path) -> Iterator[Callable[..., "Command"]]:
+    """Starts the command in a process of its own, with no Prefect settings; ends what is left."""
+    root = Path(__file__).parents[3]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    started: list[Command] = []
+
+    def start(*arguments: str) -> Command:
+        log = tmp_path / f"log-{len(started)}.txt"
+        with log.open("wb") as output:
+            process = psutil.Popen(
+                [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments],
+                cwd=root,
+                env=env | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        started.append(Command(process=process, log=log))
+        return started[-1]
+
+    yield start
+    for command in started:
+        for process in [*command.children(), command.process]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        command.process.wait()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A running command and all that it printed so far."""
+
+    process: psutil.Popen
+    log: Path
+
+    def children(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return self.process.children(recursive=True)
+        return []
+
+    def until(self, condition: Callable[[], object], *, seconds: float = 120) -> None:
+        """Waits for a condition, as long as the command runs and the time lasts."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"it ended early:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"it took too long:\n{self.log.read_text()}"
+            time.sleep(0.05)

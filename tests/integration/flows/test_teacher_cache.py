@@ -107,7 +107,9 @@ def test_a_transient_error_is_tried_again(write_recipe, before_shard, monkeypatc
     assert len(calls) == 2 + NUM_SHARDS
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("no room"), CacheWriteError("full")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), OSError("no room"), CacheWriteError("full")]
+)
 def test_no_other_error_is_tried_again(write_recipe, before_shard, monkeypatch, events, error):
     monkeypatch.setattr(flows.teacher_cache, "WAITS", 0)
 
@@ -142,7 +144,7 @@ def test_a_users_error_comes_out_as_itself_and_is_logged_without_a_traceback(wri
         teacher_cache("no-such.toml")
     recipe = write_recipe()
     teacher_cache(str(recipe))
-    with pytest.raises(CacheIdentityError, match="noise.seed"):
+    with pytest.raises(CacheIdentityError, match=r"noise\.seed"):
         teacher_cache(str(recipe), ("noise.seed=7",))
     assert [record for record in caplog.records if record.exc_info] == []
 

@@ -102,7 +102,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_worked_by_hand():
     # Uniform rows: every token has log-likelihood -log 13, so a chunk of n tokens has -n log 13.
     pair = make_pair()
-    (targets,) = ask(Toy(lambda ids, position: np.zeros(VOCAB)), [(pair, mask_chunks(pair, [1, 4]))])
+    (targets,) = ask(
+        Toy(lambda ids, position: np.zeros(VOCAB)), [(pair, mask_chunks(pair, [1, 4]))]
+    )
     assert targets.chunk_C.tolist() == [1, 4]
     assert targets.pass_C.tolist() == [0, 0]
     sizes = np.diff(pair.chunks_C4[[1, 4], :2])[:, 0]
@@ -137,7 +139,7 @@ def test_compdemo_answers_each_half_from_the_pass_that_shows_the_other():
     is_a_C, is_b_C = split_mask(
         corruption.is_masked_C, ratio=0.5, seed=SEED, record_id=pair.record_id, view=3
     )
-    assert is_a_C.any() and is_b_C.any(), "the seed splits this mask"
+    assert min(is_a_C.sum(), is_b_C.sum()) > 0, "the seed splits this mask"
     (targets,) = ask(Toy(by_context), [(pair, corruption)], demo_ratio=0.5)
 
     for is_asked_C, number in ((is_b_C, 0), (is_a_C, 1)):  # pass 1 shows A and answers B

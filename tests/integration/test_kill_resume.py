@@ -1,0 +1,172 @@
+"""Killed at any moment, each stage goes on to exactly what it would have made undisturbed."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import files_of
+
+from pipeline.cache.reader import CacheReader
+from pipeline.config.recipe import resolved_json
+from pipeline.student_train import run_student_train
+from pipeline.teacher_cache import run_teacher_cache
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
+
+# where -> the function that is not left alive when it is called for the n-th time
+STAGE_1_MOMENTS = {
+    "while the teacher answers the second shard": ("pipeline.teacher_cache.answer_views", 2),
+    "while the second shard's files are written": ("pipeline.cache.files.write_durably", 13),
+    "with the second shard written, before it has its name": ("pipeline.cache.files.publish", 3),
+    "after the second shard, before the third": ("pipeline.cache.writer.encode_shard", 3),
+    "before the cache has a manifest": ("pipeline.cache.files.publish", 1),
+}
+STAGE_2_MOMENTS = {
+    "while a checkpoint is written": ("pipeline.train.trainer.StudentTrainer._save_rng_state", 2),
+    "between checkpoints": ("pipeline.train.trainer.masked_hidden", 6),
+    "before the summary is written": ("pipeline.student_train._write_json", 2),
+}
+
+# Loads everything once, then forks a child for each moment and waits for its death.
+VICTIM = """
+import importlib, json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from pipeline.config.recipe import parse_recipe
+import pipeline.cache.files, pipeline.cache.writer, pipeline.student_train, pipeline.teacher_cache
+
+def die_at(name, call):
+    *modules, attribute = name.split(".")
+    try:
+        owner = importlib.import_module(".".join(modules))
+    except ModuleNotFoundError:
+        owner = getattr(importlib.import_module(".".join(modules[:-1])), modules[-1])
+    real, calls = getattr(owner, attribute), []
+    def deadly(*args, **options):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    for module in [owner, pipeline.cache.writer, pipeline.teacher_cache, pipeline.student_train]:
+        if getattr(module, attribute, None) is real:
+            setattr(module, attribute, deadly)
+
+stage, jobs = json.load(sys.stdin)
+ends = []
+for fields, name, call in jobs:
+    child = os.fork()
+    if child == 0:
+        recipe = parse_recipe(fields, where="victim")
+        die_at(name, call)
+        if stage == 1:
+            pipeline.teacher_cache.run_teacher_cache(recipe)
+        else:
+            pipeline.student_train.run_student_train(recipe, shows_progress=False)
+        os._exit(0)
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ends))
+"""
+
+
+def kill_all(stage: int, jobs: list[tuple[dict, str, int]]) -> None:
+    """Runs a stage once a job, each killed at its moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM],
+        input=json.dumps([stage, jobs]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert ends == [-signal.SIGKILL] * len(jobs), done.stderr
+
+
+def fields_of(recipe) -> dict:
+    return json.loads(resolved_json(recipe))
+
+
+@pytest.fixture(scope="module")
+def make(make_recipe):
+    """Pipeline B, three shards; a checkpoint every second of six steps."""
+
+    def makes(folder: Path, **overrides):
+        return make_recipe("b", folder, **{"train.save_steps": 2}, **overrides)
+
+    return makes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make, tmp_path_factory):
+    """Both stages, in one go."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = make(folder)
+    run_teacher_cache(recipe)
+    run_student_train(recipe, shows_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed_caches(make, tmp_path_factory):
+    """moment -> a recipe whose cache was killed at that moment."""
+    recipes = {moment: make(tmp_path_factory.mktemp("killed")) for moment in STAGE_1_MOMENTS}
+    kill_all(1, [(fields_of(recipes[m]), *where) for m, where in STAGE_1_MOMENTS.items()])
+    return recipes
+
+
+@pytest.fixture(scope="module")
+def killed_students(make, undisturbed, tmp_path_factory):
+    """moment -> a recipe whose training was killed at that moment."""
+    cache = {"cache.path": str(undisturbed / "cache")}
+    recipes = {m: make(tmp_path_factory.mktemp("killed"), **cache) for m in STAGE_2_MOMENTS}
+    kill_all(2, [(fields_of(recipes[m]), *where) for m, where in STAGE_2_MOMENTS.items()])
+    return recipes
+
+
+@pytest.mark.parametrize("moment", STAGE_1_MOMENTS)
+def test_a_cache_killed_at_any_moment_ends_byte_for_byte_as_if_undisturbed(
+    moment, killed_caches, undisturbed
+):
+    recipe = killed_caches[moment]
+    cache = Path(recipe.cache.path)
+    committed = {path.stem for path in (cache / "ledger").glob("*.json")}
+    assert len(committed) == (moment != "before the cache has a manifest") + ("third" in moment)
+    before = {
+        path: data for path, data in files_of(cache).items() if any(c in path for c in committed)
+    }
+    if committed:
+        reader = CacheReader.open(cache)
+        assert [entry.shard for entry in reader.entries] == sorted(committed)
+        for entry in reader.entries:  # what is in the ledger is whole
+            reader.read_shard(entry)
+    summary = run_teacher_cache(recipe)
+    assert (summary.shards_found, summary.shards_made) == (len(committed), 3 - len(committed))
+    after = files_of(cache)
+    assert {path: after[path] for path in before} == before
+    assert after == files_of(undisturbed / "cache")
+    assert [path.name for path in (cache / "tmp").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("moment", STAGE_2_MOMENTS)
+def test_training_killed_at_any_moment_ends_with_the_weights_of_the_undisturbed_run(
+    moment, killed_students, undisturbed
+):
+    recipe = killed_students[moment]
+    output = Path(recipe.train.output)
+    assert not (output / "summary.json").exists()
+    steps: list[float] = []
+    summary = run_student_train(
+        recipe, on_log=lambda logs: steps.append(logs["step"]), shows_progress=False
+    )
+    assert summary.is_complete
+    first = {"while a checkpoint is written": 3, "between checkpoints": 5}.get(moment, 6)
+    assert steps[0] == first
+    got, want = (
+        (folder / "final" / "model.safetensors").read_bytes()
+        for folder in (output, undisturbed / "out")
+    )
+    assert got == want

@@ -1,0 +1,163 @@
+"""Views to one batch, against one that is filled cell by cell."""
+
+import numpy as np
+import pytest
+
+from pipeline.diffusion.corrupt import corrupt
+from pipeline.stream.collate import View, collate
+from storage_schemas.batch import Batch
+from storage_schemas.examples import Pair
+from storage_schemas.targets import DenseTargets, Targets, TopKTargets
+
+VOCAB = 11
+
+
+def _pair(rng: np.random.Generator, name: str, *, is_single: bool) -> Pair:
+    """A prompt, then chunks with unaligned tokens between them."""
+    prompt = int(rng.integers(1, 5))
+    chunks, s, t = [], prompt, 2
+    for _ in range(int(rng.integers(1, 6))):
+        num_s, num_t = (1, 1) if is_single else rng.integers(1, 4, 2).tolist()
+        chunks.append((t, t + num_t, s, s + num_s))
+        s, t = s + num_s + int(rng.integers(0, 2)), t + num_t
+    length = s + int(rng.integers(0, 4))
+    return Pair(
+        record_id=name,
+        student_ids_S=rng.integers(1, VOCAB, length).astype(np.int32),
+        is_target_S=np.arange(length) >= prompt,
+        teacher_ids_T=rng.integers(1, VOCAB, t).astype(np.int32),
+        chunks_C4=np.array(chunks, np.int32),
+    )
+
+
+def _view(rng: np.random.Generator, i: int, *, kind: str) -> View:
+    pair = _pair(rng, f"r{i}", is_single=kind != "chunks")
+    corruption = corrupt(pair, seed=i, view=i, eps=1e-3)
+    chunk_C = np.flatnonzero(corruption.is_masked_C).astype(np.int32)
+    num_rows = int(np.diff(pair.chunks_C4[chunk_C, :2]).sum())
+    normal = rng.standard_normal
+    tokens = {
+        "chunks": None,
+        "dense": DenseTargets(logits_MV=normal((num_rows, VOCAB)).astype(np.float32)),
+        "top_k": TopKTargets(
+            ids_MK=rng.integers(0, VOCAB, (num_rows, 3)).astype(np.int32),
+            logits_MK=normal((num_rows, 3)).astype(np.float32),
+            logsumexp_MJ=normal((num_rows, 2)).astype(np.float32),
+            gold_logp_M=normal(num_rows).astype(np.float32),
+            temperatures=(1.0, 2.0),
+            vocab_size=VOCAB,
+        ),
+    }[kind]
+    targets = Targets(
+        chunk_C=chunk_C,
+        pass_C=np.zeros(len(chunk_C), np.int8),
+        logp_C=-rng.random(len(chunk_C)).astype(np.float32),
+        top_k=tokens,
+    )
+    return View(pair=pair, corruption=corruption, targets=targets)
+
+
+def _check_example(batch: Batch, b: int, view: View) -> None:
+    """Every cell of one row of a batch."""
+    pair, length = view.pair, len(view.pair.student_ids_S)
+    chunk_of = {}
+    for column, chunk in enumerate(view.targets.chunk_C.tolist()):
+        assert batch.is_active_BC[b, column]
+        assert batch.teacher_logp_BC[b, column] == view.targets.logp_C[column]
+        for s in range(*pair.chunks_C4[chunk, 2:].tolist()):
+            chunk_of[s] = column
+    assert batch.is_active_BC[b].sum() == len(view.targets.chunk_C)
+    assert batch.record_ids[b] == pair.record_id
+    assert batch.view_B[b] == view.corruption.view
+    assert batch.time_B[b] == np.float32(view.corruption.time)
+    for s in range(batch.student_ids_BS.shape[1]):
+        is_real = s < length
+        assert batch.is_real_BS[b, s] == is_real
+        assert batch.student_ids_BS[b, s] == (pair.student_ids_S[s] if is_real else 0)
+        assert batch.is_target_BS[b, s] == (is_real and pair.is_target_S[s])
+        assert batch.is_masked_BS[b, s] == (is_real and view.corruption.is_masked_S[s])
+        assert batch.chunk_BS[b, s] == chunk_of.get(s, -1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["chunks", "top_k", "dense"])
+def test_every_cell_is_its_views_own(kind, seed):
+    rng = np.random.default_rng(seed)
+    views = [_view(rng, i, kind=kind) for i in range(6)]
+    batch = collate(views, has_tokens=kind != "chunks")
+    for b, view in enumerate(views):
+        _check_example(batch, b, view)
+    assert batch.student_ids_BS.shape[1] == max(len(view.pair.student_ids_S) for view in views)
+    assert batch.num_maskable == sum(int(view.pair.is_target_S.sum()) for view in views)
+
+
+@pytest.mark.parametrize("kind", ["top_k", "dense"])
+def test_token_rows_stand_at_their_chunks_student_token(kind):
+    rng = np.random.default_rng(7)
+    views = [_view(rng, i, kind=kind) for i in range(6)]
+    batch = collate(views, has_tokens=True)
+    length = batch.student_ids_BS.shape[1]
+    want = [
+        (b * length + int(view.pair.chunks_C4[chunk, 2]), view, row)
+        for b, view in enumerate(views)
+        for row, chunk in enumerate(view.targets.chunk_C.tolist())
+    ]
+    assert batch.token_position_M.tolist() == [position for position, _, _ in want]
+    assert batch.is_masked_BS.flatten()[batch.token_position_M].all()
+    for row, (_, view, own) in enumerate(want):
+        for name in {"dense": ["logits_MV"], "top_k": ["ids_MK", "logits_MK", "logsumexp_MJ"]}[
+            kind
+        ]:
+            got, whole = getattr(batch.tokens, name), getattr(view.targets.top_k, name)
+            np.testing.assert_array_equal(got[row], whole[own])
+    assert batch.tokens.vocab_size == VOCAB
+
+
+def test_without_tokens_a_top_k_cache_gives_chunks_alone():
+    rng = np.random.default_rng(8)
+    views = [_view(rng, i, kind="top_k") for i in range(3)]
+    batch = collate(views, has_tokens=False)
+    assert batch.tokens is None
+    assert batch.token_position_M is None
+    assert batch.is_active_BC.any()
+
+
+def test_views_of_two_kinds_do_not_share_a_batch():
+    rng = np.random.default_rng(9)
+    views = [_view(rng, 0, kind="top_k"), _view(rng, 1, kind="dense")]
+    with pytest.raises(AssertionError, match="of one kind"):
+        collate(views, has_tokens=True)
+
+
+def test_a_view_with_nothing_masked_is_there_without_a_chunk():
+    rng = np.random.default_rng(10)
+    view = _view(rng, 0, kind="top_k")
+    length = len(view.pair.student_ids_S)
+    silent = View(
+        pair=view.pair,
+        corruption=type(view.corruption)(
+            view=0,
+            time=0.001,
+            is_masked_S=np.zeros(length, bool),
+            is_masked_T=np.zeros(len(view.pair.teacher_ids_T), bool),
+            is_masked_C=np.zeros(len(view.pair.chunks_C4), bool),
+        ),
+        targets=Targets(
+            chunk_C=np.zeros(0, np.int32),
+            pass_C=np.zeros(0, np.int8),
+            logp_C=np.zeros(0, np.float32),
+            top_k=TopKTargets(
+                ids_MK=np.zeros((0, 3), np.int32),
+                logits_MK=np.zeros((0, 3), np.float32),
+                logsumexp_MJ=np.zeros((0, 2), np.float32),
+                gold_logp_M=np.zeros(0, np.float32),
+                temperatures=(1.0, 2.0),
+                vocab_size=VOCAB,
+            ),
+        ),
+    )
+    batch = collate([silent], has_tokens=True)
+    assert not batch.is_masked_BS.any()
+    assert not batch.is_active_BC.any()
+    assert batch.is_active_BC.shape == (1, 1)  # a column all the same, for the objectives' shapes
+    assert len(batch.token_position_M) == 0
