@@ -4,11 +4,11 @@
 FROM python:3.11-slim
 
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pipeline pipeline
 COPY flows flows
 COPY storage_schemas storage_schemas
-RUN pip install --no-cache-dir .
+RUN pip install --no-cache-dir -c constraints.txt .
 
 RUN useradd --create-home --uid 10001 tidecache
 USER tidecache

@@ -14,7 +14,7 @@ def cache_address(recipe: Recipe) -> str:
     return str(Path(recipe.cache.path).resolve())
 
 
-def committed_event(*, address: str, digest: str, num_shards: int, recipe: str) -> dict[str, Any]:
+def committed_event(*, address: str, digest: str, num_views: int, recipe: str) -> dict[str, Any]:
     """The event's fields, as `prefect.events.emit_event` takes them."""
     return {
         "event": COMMITTED,
@@ -26,7 +26,7 @@ def committed_event(*, address: str, digest: str, num_shards: int, recipe: str) 
         "payload": {
             "address": address,
             "digest": digest,
-            "num_shards": num_shards,
+            "num_views": num_views,
             "recipe": recipe,
         },
     }

@@ -15,8 +15,6 @@ def cache_result(summary: "CacheSummary") -> dict[str, Any]:
         "digest": summary.digest,
         "shards_made": summary.shards_made,
         "shards_found": summary.shards_found,
-        "records": counts.num_records,
-        "skipped": sum(counts.skips.values()),
         "views": counts.num_views,
         "chunks": counts.num_chunks,
         "seconds": round(summary.seconds, 3),

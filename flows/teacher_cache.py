@@ -38,16 +38,15 @@ def teacher_cache(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any
     with stop_on_sigterm() as stop:
         summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
     result = cache_result(summary)
-    num_shards = summary.shards_found + summary.shards_made
     if not summary.is_complete:
-        message = f"stopped with {num_shards} shards committed; run again to go on"
-        return Cancelled(message=message)
+        views = result["views"]
+        return Cancelled(message=f"stopped with {views} views committed; run again to go on")
     # Also where every shard was found: the run that made the last one may have died before this.
     emit_event(
         **committed_event(
             address=result["address"],
             digest=summary.digest,
-            num_shards=num_shards,
+            num_views=result["views"],
             recipe=recipe,
         )
     )

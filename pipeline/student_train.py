@@ -32,7 +32,7 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 class TrainSummary:
     """A finished or stopped run. `output` holds the student, for `from_pretrained`.
 
-    metrics: the last logged value of each term and of the loss, and the tokens that were read.
+    metrics: the last logged value of the loss, of each term, and of what else a step logs.
     """
 
     output: Path
@@ -80,11 +80,12 @@ def run_student_train(
     )
     trainer.add_callback(Reporter(on_log, should_stop))
     trainer.remove_callback(PrinterCallback)  # `on_log` tells it
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train_from(checkpoint)
     is_complete = trainer.state.global_step >= trainer.state.max_steps
     metrics = {
         name: float(value)
         for entry in trainer.state.log_history
+        if "loss" in entry  # the Trainer's closing entry is of the time since a resume alone
         for name, value in entry.items()
         if name not in ("step", "epoch")
     }
@@ -95,7 +96,7 @@ def run_student_train(
         steps=trainer.state.global_step,
         seconds=time.monotonic() - began,
         is_complete=is_complete,
-        metrics=metrics | {"train_loss": float(result.training_loss)},
+        metrics=metrics,
     )
     if is_complete:
         fields = asdict(summary) | {"output": "final"}

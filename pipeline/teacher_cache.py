@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,15 +148,12 @@ class TeacherCacheStage:
         return self._writer.commit(content)
 
     def _plan(self) -> tuple[tuple[WorkItem, ...], int]:
-        work: list[WorkItem] = []
-        num_committed = 0
-        for part in self._index.parts:
-            missing = self._writer.missing_views(part.number, self._recipe.noise.views)
-            num_committed += missing is None
-            if missing is not None:
-                start, stop = missing
-                work.append(WorkItem(part=part.number, view_start=start, view_stop=stop))
-        return tuple(work), num_committed
+        work = [
+            WorkItem(part=part.number, view_start=views.start, view_stop=views.stop)
+            for part in self._index.parts
+            for views in self._writer.missing_views(part.number, self._recipe.noise.views)
+        ]
+        return tuple(work), len(CacheReader.open(self.path, allow_empty=True).entries)
 
     def _read_pairs(self, part: int) -> tuple[list[Pair], list[Skip]]:
         recipe = self._recipe
@@ -228,28 +226,35 @@ def run_teacher_cache(
 
 def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> CacheSummary:
     """What the cache holds after a run of a stage."""
-    entries = CacheReader.open(stage.path, allow_empty=True).entries
-    counts = [entry.counts for entry in entries]
-    reasons = sorted({reason for count in counts for reason in count.skips})
-    if reasons:
-        _LOG.warning(
-            "records skipped: %s", {r: sum(c.skips.get(r, 0) for c in counts) for r in reasons}
-        )
+    counts = total_counts(CacheReader.open(stage.path, allow_empty=True).entries)
+    if counts.skips:
+        _LOG.warning("records skipped: %s", counts.skips)
     return CacheSummary(
         path=stage.path,
         digest=stage.digest,
         shards_made=shards_made,
         shards_found=stage.num_committed,
-        counts=Counts(
-            **{
-                name: sum(getattr(count, name) for count in counts)
-                for name in Counts.model_fields
-                if name != "skips"
-            },
-            skips={r: sum(c.skips.get(r, 0) for c in counts) for r in reasons},
-        ),
+        counts=counts,
         seconds=seconds,
         is_complete=shards_made == len(stage.work),
+    )
+
+
+def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
+    """The counts of a whole cache; a part's records count once, however many shards it has."""
+    skips: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    seen: set[int] = set()
+    for entry in entries:
+        counts = entry.counts.model_dump(exclude={"skips"})
+        if entry.part in seen:
+            counts |= {"num_records": 0, "num_examples": 0}
+        else:
+            skips.update(entry.counts.skips)
+        seen.add(entry.part)
+        totals.update(counts)
+    return Counts(
+        **{name: totals[name] for name in Counts.model_fields if name != "skips"}, skips=skips
     )
 
 

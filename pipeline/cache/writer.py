@@ -113,14 +113,12 @@ class CacheWriter:
         """The views of a part that are in the ledger, whoever wrote them."""
         return frozenset(view for views in committed_views(self.path, part) for view in views)
 
-    def missing_views(self, part: int, views: int) -> tuple[int, int] | None:
-        """The first run [start, stop) of the views 0 .. views - 1 that the ledger lacks."""
-        committed = self.committed(part)
-        missing = [view for view in range(views) if view not in committed]
-        if not missing:
-            return None
-        later = (view for view in range(missing[0], views) if view in committed)
-        return missing[0], next(later, views)
+    def missing_views(self, part: int, views: int) -> list[range]:
+        """The runs of the views 0 .. views - 1 that the ledger lacks, rising."""
+        missing = sorted(set(range(views)) - self.committed(part))
+        starts = [view for view in missing if view - 1 not in missing]
+        stops = [view + 1 for view in missing if view + 1 not in missing]
+        return [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
 
     def commit(self, content: ShardContent) -> LedgerEntry:
         """Writes a shard and enters it in the ledger; returns the entry that is there then.

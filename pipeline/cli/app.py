@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import metadata
@@ -15,8 +15,6 @@ from typer.core import TyperGroup
 from storage_schemas.errors import CacheCorruptError, TidecacheError
 
 if TYPE_CHECKING:
-    from prefect import Flow
-
     from pipeline.config.recipe import Recipe
 
 _LOG = logging.getLogger("tidecache")
@@ -58,10 +56,11 @@ def main() -> None:
     app(prog_name="tidecache")
 
 
-def _show_version(is_asked: bool) -> None:
+def _show_version(is_asked: bool) -> bool:
     if is_asked:
         typer.echo(_version())
         raise typer.Exit
+    return is_asked
 
 
 @app.callback()
@@ -100,9 +99,9 @@ def teacher_cache(
             result = _teacher_cache_plain(loaded)
         else:
             _ensure_server(Path(loaded.cache.path))
-            from flows.teacher_cache import teacher_cache as flow
+            from flows.call import call_teacher_cache
 
-            result = _call(flow, recipe, overrides)
+            result = _call(call_teacher_cache, recipe, overrides)
     _show(result)
 
 
@@ -117,9 +116,9 @@ def student_train(
             result = _student_train_plain(loaded)
         else:
             _ensure_server(Path(loaded.train.output))
-            from flows.student_train import student_train as flow
+            from flows.call import call_student_train
 
-            result = _call(flow, recipe, overrides)
+            result = _call(call_student_train, recipe, overrides)
     _show(result)
 
 
@@ -214,12 +213,16 @@ def _prefect_home(folder: Path) -> Path:
     return folder / ".prefect"
 
 
-def _call(flow: "Flow[..., Any]", recipe: Path, overrides: list[str] | None) -> dict[str, Any]:
-    from prefect.exceptions import CancelledRun
+def _call(
+    flow: Callable[[Path, Sequence[str]], dict[str, Any]],
+    recipe: Path,
+    overrides: list[str] | None,
+) -> dict[str, Any]:
+    from flows.call import StoppedRun
 
     try:
-        return flow(str(recipe), tuple(overrides or ()))
-    except CancelledRun as error:
+        return flow(recipe, overrides or ())
+    except StoppedRun as error:
         _stop(str(error))
 
 

@@ -119,7 +119,7 @@ def _notes(result: DemoResult) -> str:
         f"{len(scores.record_ids)} functions from files that no model was trained on: {tokens:,} "
         "tokens of response with its end of turn, EOS filling left out. The masks are independent, "
         "without chunk completion, stored, and the same for every model; t is the share masked.\n"
-        "bound: mean of nll / t, which bounds the nll of a token given its prompt.\n"
+        "bound: nll weighted by 1 / t over all tokens, which bounds the nll of the text a token.\n"
         "±: one standard error of the paired difference, over functions.\n"
         "Teacher A has no row: it reads other tokens under full attention, which does not compare."
     )

@@ -1,13 +1,12 @@
 """Both stages of one recipe, run through their Prefect flows, each shown as a bar."""
 
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from flows import progress
+from flows.call import StoppedRun, call_student_train, call_teacher_cache
 from flows.local import ensure_server
+from flows.progress import reporting_to
 from pipeline.demo.bars import Advance
 from storage_schemas.manifest import LedgerEntry
 
@@ -17,49 +16,34 @@ def start_prefect(output: Path) -> None:
     ensure_server(output / ".prefect", is_quiet=True)
 
 
-def run_stage_1(recipe: Path, advance: Advance) -> dict[str, Any]:
-    """The flow `teacher-cache`: what it made and found."""
-    from flows.teacher_cache import teacher_cache  # imports Prefect, which the server comes before
-
+def run_stage_1(recipe: Path, advance: Advance) -> None:
+    """The flow `teacher-cache`."""
     skips: Counter[str] = Counter()
 
     def on_shard(entry: LedgerEntry, done: int, total: int) -> None:
         skips.update(entry.counts.skips)
         advance(done, total, ", ".join(f"{count} {reason}" for reason, count in skips.items()))
 
-    with _reporting(on_shard=on_shard):
-        return cast("dict[str, Any]", teacher_cache(str(recipe)))
+    with reporting_to(on_shard=on_shard, on_log=lambda metrics: None):
+        _until_stopped(call_teacher_cache, recipe, ())
 
 
-def run_stage_2(recipe: Path, overrides: Sequence[str], advance: Advance) -> dict[str, Any]:
-    """The flow `student-train`: where the student is, and its last metrics."""
-    from flows.student_train import student_train
+def run_stage_2(recipe: Path, overrides: Sequence[str], advance: Advance) -> None:
+    """The flow `student-train`."""
 
     def on_log(metrics: dict[str, float]) -> None:
         if metrics.get("progress"):
             step = round(metrics["step"])
             advance(step, round(step / metrics["progress"]), f"loss {metrics['loss']:.3f}")
 
-    with _reporting(on_log=on_log):
-        return cast("dict[str, Any]", student_train(str(recipe), tuple(overrides)))
+    with reporting_to(on_shard=lambda entry, done, total: None, on_log=on_log):
+        _until_stopped(call_student_train, recipe, overrides)
 
 
-def _ignore_shard(entry: LedgerEntry, done: int, total: int) -> None:
-    pass
-
-
-def _ignore_log(metrics: dict[str, float]) -> None:
-    pass
-
-
-@contextmanager
-def _reporting(
-    on_shard: progress.OnShard = _ignore_shard, on_log: progress.OnLog = _ignore_log
-) -> Generator[None]:
-    """The flows' own place for whoever looks on."""
-    terminal = progress._Terminal(on_shard=on_shard, on_log=on_log)  # pyright: ignore[reportPrivateUsage]
-    token = progress._TERMINAL.set(terminal)  # pyright: ignore[reportPrivateUsage]
+def _until_stopped(
+    flow: Callable[[Path, Sequence[str]], object], recipe: Path, overrides: Sequence[str]
+) -> None:
     try:
-        yield
-    finally:
-        progress._TERMINAL.reset(token)  # pyright: ignore[reportPrivateUsage]
+        flow(recipe, overrides)
+    except StoppedRun as error:
+        raise SystemExit(f"{error}: what is finished is kept") from error

@@ -5,6 +5,7 @@ accumulation and the cut into micro-batches do not change the gradient.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -61,6 +62,16 @@ class StudentTrainer(Trainer):
         self._block_size = block_size
         self._sums: dict[str, float] = {}
         self._first_step = 0  # where the sums begin
+
+    def train_from(self, checkpoint: str | None) -> None:
+        """Train to the end; after a checkpoint of the last step, `train` would take one more."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps:
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                return
+        self.train(resume_from_checkpoint=checkpoint)
 
     def get_train_dataloader(self) -> DataLoader[TensorBatch]:
         """The stream itself: it batches, shuffles and resumes."""

@@ -29,7 +29,7 @@ def _time(text: str) -> datetime:
 
 
 def committed(address: str) -> dict:
-    return committed_event(address=address, digest="00ff", num_shards=1, recipe="r.toml")
+    return committed_event(address=address, digest="00ff", num_views=1, recipe="r.toml")
 
 
 def test_the_trigger_answers_to_its_own_cache_alone(write_recipe):

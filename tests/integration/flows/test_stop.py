@@ -18,7 +18,7 @@ def test_a_stopped_teacher_cache_leaves_whole_shards_and_no_process(write_recipe
     assert any("flows.server_process" in child.cmdline() for child in children)
     command.process.terminate()
     assert command.process.wait(60) == STOPPED, command.log.read_text()
-    assert "shards committed; run again to go on" in command.log.read_text()
+    assert "views committed; run again to go on" in command.log.read_text()
     assert "Traceback" not in command.log.read_text()
     assert psutil.wait_procs(children, timeout=15)[1] == []
     reader = CacheReader.open(recipe.parent / "cache")

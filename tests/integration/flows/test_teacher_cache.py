@@ -67,7 +67,7 @@ def test_the_first_run_makes_the_shards_and_the_second_finds_them(
         "payload": {
             "address": str(cache),
             "digest": reader.manifest.digest,
-            "num_shards": NUM_SHARDS,
+            "num_views": 12,
             "recipe": str(recipe),
         },
     }
@@ -86,7 +86,7 @@ def test_on_sigterm_the_shard_in_flight_is_committed_and_no_other_starts(
 ):
     recipe = write_recipe()
     calls = before_shard(lambda call: call == 2 and signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(CancelledRun, match="stopped with 2 shards committed"):
+    with pytest.raises(CancelledRun, match="stopped with 8 views committed"):
         teacher_cache(str(recipe))
     assert [entry.shard for entry in CacheReader.open(recipe.parent / "cache").entries] == calls
     assert len(calls) == 2

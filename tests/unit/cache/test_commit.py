@@ -27,7 +27,7 @@ def contents(*, seed: int = 0):
 def run_stage(path: Path, parts: int = 2) -> None:
     with CacheWriter.open(path, IDENTITY, LAYOUT, VOCABULARIES) as writer:
         for content in contents()[:parts]:
-            if writer.missing_views(content.part, 2) is not None:
+            if writer.missing_views(content.part, 2):
                 writer.commit(content)
 
 
@@ -178,24 +178,24 @@ def test_views_that_overlap_a_committed_shard_are_refused(tmp_path):
         writer.commit(content_of(rng, IDENTITY, view_start=0, view_stop=2))
         with pytest.raises(CacheWriteError, match="views 0 to 1 of part 0 committed by another"):
             writer.commit(content_of(rng, IDENTITY, view_start=1, view_stop=3))
-        assert writer.missing_views(0, 4) == (2, 4)
+        assert writer.missing_views(0, 4) == [range(2, 4)]
 
 
 def test_more_views_extend_a_cache(tmp_path):
     rng = np.random.default_rng(0)
     with CacheWriter.open(tmp_path, IDENTITY, LAYOUT, VOCABULARIES) as writer:
-        assert writer.missing_views(0, 2) == (0, 2)
+        assert writer.missing_views(0, 2) == [range(2)]
         assert writer.committed(0) == frozenset()
         writer.commit(content_of(rng, IDENTITY, view_start=0, view_stop=2))
         writer.commit(content_of(rng, IDENTITY, view_start=5, view_stop=6))
-        assert writer.missing_views(0, 2) is None
-        assert writer.missing_views(0, 4) == (2, 4)
-        assert writer.missing_views(0, 9) == (2, 5)
-        assert writer.missing_views(1, 9) == (0, 9)
+        assert writer.missing_views(0, 2) == []
+        assert writer.missing_views(0, 4) == [range(2, 4)]
+        assert writer.missing_views(0, 9) == [range(2, 5)]
+        assert writer.missing_views(1, 9) == [range(9)]
         assert writer.committed(0) == {0, 1, 5}
         assert CacheReader.open(tmp_path).num_views == 2
         writer.commit(content_of(rng, IDENTITY, view_start=2, view_stop=5))
-        assert writer.missing_views(0, 9) == (6, 9)
+        assert writer.missing_views(0, 9) == [range(6, 9)]
     assert CacheReader.open(tmp_path).num_views == 6
 
 
