@@ -99,23 +99,17 @@ def test_bad_records_are_skipped_counted_and_told_and_every_good_one_is_there(
 
 
 def test_a_response_without_any_chunk_is_skipped(make_recipe, tmp_path, tiny):
-    """The prompt leaves room for three of an emoji's four bytes: no span of text is whole."""
-    student = tiny.tokenizers["student"]
+    """One token of the student's is several of the teacher's, which has room for the first only."""
+    student, teacher = (tiny.tokenizers[name] for name in ("student", "teacher-a"))
+    words = (token.decode() for token in student.vocabulary() if token.isalpha())
+    word = next(w for w in words if len(teacher.encode(w)) > 1 == len(student.encode(w)))
+    prompt = "def f():\n" + " 1" * 30
+    question = [Message(role="user", content=prompt)]
+    room = len(teacher.encode(teacher.chat_text(question, add_generation_prompt=True))) + 1
 
-    def room(prompt: str) -> int:
-        text = student.chat_text([Message(role="user", content=prompt)], add_generation_prompt=True)
-        return tiny_records.LENGTH - len(student.encode(text))
-
-    prompt = "def f():\n"
-    while room(prompt) > 3:
-        prompt += " 1"
-    emoji = "\N{WAVING HAND SIGN}"
-    assert 0 < room(prompt) < len(student.encode(emoji))
-    rows = [*tiny_records.lines(), _messages(prompt, emoji)]
+    rows = [*tiny_records.lines(), _messages(prompt, word)]
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    recipe = make_recipe(
-        "a", tmp_path, **{"records.paths": [str(path)], "teacher.length": 2 * tiny_records.LENGTH}
-    )
+    recipe = make_recipe("a", tmp_path, **{"records.paths": [str(path)], "teacher.length": room})
     summary = run_teacher_cache(recipe)
     assert summary.counts.skips == {"no_chunk": 1}
     assert summary.counts.num_examples == len(rows) - 1
