@@ -57,9 +57,11 @@ def run_student_train(
     output = Path(recipe.train.output)
     reader = CacheReader.open(Path(recipe.cache.path))
     tokenizer = _check_cache(reader, recipe)
-    summary = _begin(output, recipe, reader)
+    run = _run_of(recipe, reader)
+    summary = _found(output, run)
     if summary is not None:
         return summary
+    _make_folder(output)
     began = time.monotonic()
     shared = recipe.pipeline.vocab if isinstance(recipe.pipeline, SharedTokenizer) else None
     distillation = build_distillation(recipe.objective, shared_vocab=shared)
@@ -78,6 +80,7 @@ def run_student_train(
         max_steps=num_steps(recipe, cache.num_views),
         shows_progress=shows_progress,
     )
+    _write_json(output / RUN_FILE, run)  # nothing that was refused leaves a claim behind
     trainer.add_callback(Reporter(on_log, should_stop))
     trainer.remove_callback(PrinterCallback)  # `on_log` tells it
     trainer.train_from(checkpoint)
@@ -223,9 +226,9 @@ def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
     return tokenizer
 
 
-def _begin(output: Path, recipe: Recipe, reader: CacheReader) -> TrainSummary | None:
-    """Claim the output folder for this run, or find the run finished; refuse another run's."""
-    run = {
+def _run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
+    """What a run is: everything that decides its student."""
+    return {
         "cache": {"digest": reader.identity.digest, "shards": [e.shard for e in reader.entries]},
         "recipe": {
             name: fields
@@ -233,26 +236,30 @@ def _begin(output: Path, recipe: Recipe, reader: CacheReader) -> TrainSummary | 
             if name in ("pipeline", "student", "objective", "train")
         },
     }
-    path = output / RUN_FILE
-    if not path.exists():
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            _write_json(path, run)
-        except OSError as error:
-            raise RecipeError(f"train.output: cannot write to {output}: {error}") from error
+
+
+def _found(output: Path, run: dict[str, Any]) -> TrainSummary | None:
+    """The summary of this very run, if it is finished; refuses a folder that holds another run."""
+    if not (output / RUN_FILE).exists():
         return None
-    found = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    found = _read_json(output / RUN_FILE)
     if found != run:
-        lines = sorted(_flat(found).items() ^ _flat(run).items())
-        names = sorted({name for name, _ in lines})
+        names = sorted({name for name, _ in _flat(found).items() ^ _flat(run).items()})
         raise RecipeError(
             f"{output} holds another run: it differs in {', '.join(names)}; name another "
             f"train.output, or remove this folder"
         )
     if not (output / SUMMARY_FILE).exists():
         return None
-    fields = cast("dict[str, Any]", json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8")))
+    fields = _read_json(output / SUMMARY_FILE)
     return TrainSummary(**fields | {"output": output / fields["output"]})
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"train.output: cannot write to {output}: {error}") from error
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -276,6 +283,10 @@ def _last_checkpoint(output: Path) -> tuple[str | None, int]:
 
 def _uses_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

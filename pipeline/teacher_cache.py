@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.cache.files import writing_to
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Vocabularies
 from pipeline.config.cache import TopKTargetsConfig
@@ -93,7 +94,14 @@ class TeacherCacheStage:
         self.path = Path(recipe.cache.path)
         self.digest = identity.digest
         self.work, self.num_committed = self._plan()
-        (self.path / "recipe.json").write_text(resolved_json(recipe))
+        try:
+            with writing_to(self.path):
+                beside = self.path / "recipe.tmp"
+                beside.write_text(resolved_json(recipe), encoding="utf-8")
+                beside.replace(self.path / "recipe.json")
+        except BaseException:
+            self._writer.close()
+            raise
 
     @classmethod
     def open(cls, recipe: Recipe) -> "TeacherCacheStage":
