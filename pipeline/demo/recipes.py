@@ -25,7 +25,7 @@ class Size:
     values: Mapping[str, Any]
 
 
-FULL = Size(train_records=1200, held_out_records=200, values={})
+FULL = Size(train_records=800, held_out_records=200, values={})
 QUICK = Size(
     train_records=16,
     held_out_records=8,
