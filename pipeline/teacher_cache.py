@@ -11,11 +11,11 @@ from types import TracebackType
 from pipeline.cache.files import writing_to
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Vocabularies
-from pipeline.config.cache import TopKTargetsConfig
+from pipeline.config.cache import TokenTargetsConfig
 from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
 from pipeline.diffusion.corrupt import corrupt
 from pipeline.records.source import index_records, read_part
-from pipeline.teacher.answer import Keep, KeepChunks, KeepTopK, answer_views
+from pipeline.teacher.answer import Keep, KeepChunks, KeepTokens, answer_views
 from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.teacher.weights import weights_digest
@@ -279,14 +279,14 @@ def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
 def _keep(kept: KeptIdentity) -> Keep:
     if kept.top_k == 0:
         return KeepChunks()
-    return KeepTopK(k=kept.top_k, temperatures=kept.temperatures, vocab_size=kept.vocab_size)
+    return KeepTokens(k=kept.top_k, temperatures=kept.temperatures, vocab_size=kept.vocab_size)
 
 
 def _identity(
     recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
 ) -> CacheIdentity:
     targets, attention = recipe.targets, recipe.teacher.attention
-    is_top_k = isinstance(targets, TopKTargetsConfig)
+    is_top_k = isinstance(targets, TokenTargetsConfig)
     shared = recipe.pipeline
     vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
     return CacheIdentity(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -59,26 +59,77 @@ class NoiseIdentity(Stored):
     demo_ratio: Annotated[float, Field(ge=0, le=1)] | None
 
 
-class KeptIdentity(Stored):
-    """What is kept of each distribution; top_k = 0 keeps chunk likelihoods alone.
+class EvenTail(Stored):
+    """What lies outside the top k is spread evenly."""
 
-    vocab_size: leading columns that the top k and the logsumexps live on.
+    type: Literal["even"] = "even"
+
+
+class MeanLogitTail(Stored):
+    """What lies outside the top k is shaped like the mean logit of the calibration records."""
+
+    type: Literal["mean_logit"] = "mean_logit"
+    calibration_records: Positive
+
+
+class SketchTail(Stored):
+    """Every row is kept as the integers of a shaped sketch (docs/sketch.md).
+
+    asks: what the recipe named, "step" (nats), "bytes" (a position) or "grad_error" (a share), and
+    how much of it; the calibration turns it into a step. rank: sketch dimensions, None: all that
+    the step can tell from nothing. The sketch is shaped at `temperature`.
+    """
+
+    type: Literal["sketch"] = "sketch"
+    asks: Literal["step", "bytes", "grad_error"]
+    amount: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    temperature: Temperature
+    rank: Positive | None
+    calibration_records: Positive
+
+
+Tail = Annotated[EvenTail | MeanLogitTail | SketchTail, Field(discriminator="type")]
+
+
+class KeptIdentity(Stored):
+    """What is kept of each distribution.
+
+    top_k = 0 without a tail keeps chunk likelihoods alone. A top k without a tail is there to be
+    looked at. vocab_size: leading columns that the top k, the logsumexps and the sketch live on.
     """
 
     top_k: Count
     logits_dtype: Literal["float16", "float32"]
     temperatures: tuple[Temperature, ...]
     vocab_size: Positive
+    tail: Tail | None = None
 
     @model_validator(mode="after")
     def _kinds_fit(self) -> "KeptIdentity":
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"expected each temperature once, got {self.temperatures}")
-        if self.top_k and not self.temperatures:
+        if self.has_tokens and not self.temperatures:
             raise ValueError("expected a temperature or more where logits are kept, got none")
         if self.top_k > self.vocab_size:
             raise ValueError(f"expected top_k <= {self.vocab_size} (vocab_size), got {self.top_k}")
+        if self.tail is not None and not self.top_k and not isinstance(self.tail, SketchTail):
+            raise ValueError(f"expected top_k > 0 with a {self.tail.type} tail, got 0")
         return self
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there is a row for each answered teacher token."""
+        return self.top_k > 0 or self.tail is not None
+
+    @property
+    def has_distributions(self) -> bool:
+        """Whether those rows stand for whole distributions, as token objectives need them."""
+        return self.tail is not None or self.top_k == self.vocab_size
+
+    @property
+    def calibration_records(self) -> int:
+        """Records that are reserved for the calibration, and never cached."""
+        return 0 if self.tail is None or self.tail.type == "even" else self.tail.calibration_records
 
 
 class CacheIdentity(Stored):

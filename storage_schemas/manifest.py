@@ -10,6 +10,7 @@ from storage_schemas.identity import CacheIdentity, Count, Positive, Stored
 
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FOLDER = "vocabulary"
+BASIS_FOLDER = "basis.zarr"
 SHARDS_FOLDER = "shards"
 LEDGER_FOLDER = "ledger"
 SCRATCH_FOLDER = "tmp"
@@ -52,8 +53,56 @@ class Layout(Stored):
     records_per_part: Positive
 
 
+class Calibration(Stored):
+    """How the basis came about, and what it reached on the records of the search part.
+
+    positions: answered positions of the calibration and of the search part. bytes_per_position of
+    the coded sketch alone; overfit_bytes: how much less it was on the calibration part itself.
+    kl: nats at each temperature (its text). grad_error: mean relative error of the TIDAL gradient.
+    """
+
+    positions: Positive
+    search_positions: Count
+    hidden_size: Positive
+    rank: Count
+    step: float | None
+    bytes_per_position: float | None
+    overfit_bytes: float | None
+    kl: dict[str, float]
+    grad_error: float | None
+
+
+class Quantiles(Stored):
+    """A measured quantity over positions or chunks."""
+
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+
+class Fidelity(Stored):
+    """How the stored answers differ from the live teacher's, on `views` stored views.
+
+    chunk_logp_error: absolute, in nats. kl: KL(live || stored) at each temperature (its text), in
+    nats; grad_error: relative error of the TIDAL gradient at the highest temperature, lambda 0.3,
+    with the teacher that sees no response token in the student's place. The latter two only where
+    distributions are kept.
+    """
+
+    measured_at: str
+    views: Positive
+    positions: Count
+    chunk_logp_error: Quantiles
+    kl: dict[str, Quantiles]
+    grad_error: Quantiles | None
+
+
 class Manifest(Stored):
-    """What a cache is. `created_by` is the version of tidecache, for people only."""
+    """What a cache is. `created_by` is the version of tidecache, for people only.
+
+    basis: the files of the sketch's basis (none without one), made by `calibration`.
+    """
 
     format: Literal["tidecache"] = "tidecache"
     created_by: str
@@ -61,6 +110,9 @@ class Manifest(Stored):
     identity: CacheIdentity
     layout: Layout
     vocabularies: tuple[FileEntry, ...]
+    basis: tuple[FileEntry, ...] = ()
+    calibration: Calibration | None = None
+    fidelity: Fidelity | None = None
 
     @model_validator(mode="after")
     def _digest_fits(self) -> "Manifest":
@@ -72,7 +124,10 @@ class Manifest(Stored):
 
 
 class Counts(Stored):
-    """What a shard holds. num_masked counts student positions; skips are by reason."""
+    """What a shard holds. num_masked counts student positions; skips are by reason.
+
+    num_token_rows: answered teacher tokens; num_joint_rows: those in chunks of two or more.
+    """
 
     num_records: Count
     num_examples: Count
@@ -80,6 +135,7 @@ class Counts(Stored):
     num_chunks: Count
     num_masked: Count
     num_token_rows: Count
+    num_joint_rows: Count
     skips: dict[str, Positive]
 
 

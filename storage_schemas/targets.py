@@ -1,8 +1,10 @@
-"""What is kept of a teacher's answer: one number a chunk, and the top of each distribution.
+"""What is kept of a teacher's answer: one number a chunk, and what is known of each distribution.
 
-Axes: C answered chunk, M answered teacher position, K kept logit, J cached temperature.
+Axes: C answered chunk, M answered teacher position, K kept logit, J cached temperature, R sketch
+dimension.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +16,21 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopKTargets:
-    """The k largest logits of each answered position, in rank order, with exact normalisers.
+class KeptTargets:
+    """The k largest logits of each answered position, exact normalizers, and the sketch of the row.
 
     Everything here lives on the first `vocab_size` columns (the shared vocabulary; without one,
     the teacher's own). logsumexp_MJ[:, j] is logsumexp(z / temperatures[j]) over them, in nats.
     gold_logp_M is z[x] - logsumexp(z) of the true token over the teacher's WHOLE vocabulary.
+    sketch_MR holds the integers that `pipeline.targets.sketch` decodes with the cache's basis;
+    without a sketch R is 0, and without a top k K is 0.
     """
 
     ids_MK: Ints
     logits_MK: Floats
     logsumexp_MJ: Floats
     gold_logp_M: Floats
+    sketch_MR: NDArray[np.int16]
     temperatures: tuple[float, ...]
     vocab_size: int
 
@@ -33,8 +38,34 @@ class TopKTargets:
         num_rows = len(self.gold_logp_M)
         assert self.ids_MK.shape == self.logits_MK.shape, "one id a logit"
         assert len(self.ids_MK) == num_rows, "one row of ids a position"
+        assert len(self.sketch_MR) == num_rows, "one sketch a position"
         assert self.logsumexp_MJ.shape == (num_rows, len(self.temperatures)), (
             "one column a temperature"
+        )
+
+    def rows(self, start: int, stop: int) -> "KeptTargets":
+        """The rows [start, stop)."""
+        return KeptTargets(
+            ids_MK=self.ids_MK[start:stop],
+            logits_MK=self.logits_MK[start:stop],
+            logsumexp_MJ=self.logsumexp_MJ[start:stop],
+            gold_logp_M=self.gold_logp_M[start:stop],
+            sketch_MR=self.sketch_MR[start:stop],
+            temperatures=self.temperatures,
+            vocab_size=self.vocab_size,
+        )
+
+    @staticmethod
+    def joined(parts: "Sequence[KeptTargets]") -> "KeptTargets":
+        """The rows of all parts, one after the other."""
+        return KeptTargets(
+            ids_MK=np.concatenate([one.ids_MK for one in parts]),
+            logits_MK=np.concatenate([one.logits_MK for one in parts]),
+            logsumexp_MJ=np.concatenate([one.logsumexp_MJ for one in parts]),
+            gold_logp_M=np.concatenate([one.gold_logp_M for one in parts]),
+            sketch_MR=np.concatenate([one.sketch_MR for one in parts]),
+            temperatures=parts[0].temperatures,
+            vocab_size=parts[0].vocab_size,
         )
 
 
@@ -50,7 +81,7 @@ class DenseTargets:
         return self.logits_MV.shape[1]
 
 
-TokenTargets = TopKTargets | DenseTargets
+TokenTargets = KeptTargets | DenseTargets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +90,11 @@ class Targets:
 
     logp_C: log-likelihood in nats of each answered chunk's own text, exact, over the teacher's
     whole vocabulary; chunks in the order of `chunk_C` (indices into Pair.chunks_C4, rising). pass_C
-    says which teacher pass answered it. top_k has one row a teacher token of those chunks, in
+    says which teacher pass answered it. tokens has one row a teacher token of those chunks, in
     order; dense rows come from a live teacher only, and are never stored.
     """
 
     chunk_C: Ints
     pass_C: NDArray[np.int8]
     logp_C: Floats
-    top_k: TokenTargets | None
+    tokens: TokenTargets | None

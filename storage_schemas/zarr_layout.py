@@ -28,7 +28,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 
 from storage_schemas.errors import CacheCorruptError
 from storage_schemas.identity import KeptIdentity
-from storage_schemas.targets import Floats, TopKTargets
+from storage_schemas.targets import Floats, KeptTargets
 
 Array = NDArray[Any]
 
@@ -70,7 +70,7 @@ def token_files(kept: KeptIdentity, num_rows: int) -> frozenset[str]:
     return frozenset(("zarr.json", *files))
 
 
-def encode_top_k(top_k: TopKTargets, kept: KeptIdentity) -> dict[str, bytes]:
+def encode_top_k(top_k: KeptTargets, kept: KeptIdentity) -> dict[str, bytes]:
     """The files under tokens.zarr, by path."""
     arrays: dict[str, Array] = {
         "ids": top_k.ids_MK.astype(np.uint32),
@@ -93,9 +93,9 @@ def encode_top_k(top_k: TopKTargets, kept: KeptIdentity) -> dict[str, bytes]:
     return files
 
 
-def decode_top_k(files: Mapping[str, bytes], kept: KeptIdentity, num_rows: int) -> TopKTargets:
+def decode_top_k(files: Mapping[str, bytes], kept: KeptIdentity, num_rows: int) -> KeptTargets:
     """The rows of tokens.zarr, from the bytes of its files."""
-    return TopKTargets(
+    return KeptTargets(
         ids_MK=decode_array(files, kept, num_rows, "ids").view(np.int32),
         logits_MK=decode_logits(files, kept, num_rows),
         logsumexp_MJ=decode_array(files, kept, num_rows, "logsumexp"),

@@ -13,9 +13,9 @@ from storage_schemas.manifest import LedgerEntry
 from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, SKIPS, VIEWS, Table, decode_table
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
-from storage_schemas.targets import Targets, TopKTargets
+from storage_schemas.targets import KeptTargets, Targets
 from storage_schemas.views import Corruption
-from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_top_k
+from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_tokens
 
 
 def decode_shard(
@@ -31,17 +31,17 @@ def decode_shard(
     _expect("views", len(views.texts["record_id"]), counts.num_views)
     _expect("chunks", len(chunks.arrays["chunk"]), counts.num_chunks)
     _expect("skips", len(skips["reason"]), sum(counts.skips.values()))
-    top_k = None
-    if kept.top_k:
+    tokens = None
+    if kept.has_tokens:
         num_rows = int((chunks.arrays["t1"] - chunks.arrays["t0"]).sum())
         _expect("token rows", num_rows, counts.num_token_rows)
-        top_k = decode_top_k(tokens_of(files), kept, num_rows)
+        tokens = decode_tokens(tokens_of(files), kept, num_rows)
     return ShardContent(
         part=entry.part,
         view_start=entry.view_start,
         view_stop=entry.view_stop,
         examples=examples,
-        views=_decode_views(examples, views, chunks, top_k),
+        views=_decode_views(examples, views, chunks, tokens),
         skips=tuple(
             Skip(**dict(zip(skips, row, strict=True))) for row in zip(*skips.values(), strict=True)
         ),
@@ -90,7 +90,7 @@ def _decode_examples(table: Table) -> tuple[Pair, ...]:
 
 
 def _decode_views(
-    examples: tuple[Pair, ...], views: Table, chunks: Table, top_k: TopKTargets | None
+    examples: tuple[Pair, ...], views: Table, chunks: Table, tokens: KeptTargets | None
 ) -> tuple[StoredView, ...]:
     column = chunks.arrays
     num_views = len(views.texts["record_id"])
@@ -115,21 +115,10 @@ def _decode_views(
             chunk_C=column["chunk"][start:stop],
             pass_C=column["pass"][start:stop],
             logp_C=column["logp"][start:stop],
-            top_k=None if top_k is None else _rows(top_k, *token_rows),
+            tokens=None if tokens is None else tokens.rows(*token_rows),
         )
         stored.append(StoredView(example=example, corruption=noise, targets=targets))
     return tuple(stored)
-
-
-def _rows(top_k: TopKTargets, start: int, stop: int) -> TopKTargets:
-    return TopKTargets(
-        ids_MK=top_k.ids_MK[start:stop],
-        logits_MK=top_k.logits_MK[start:stop],
-        logsumexp_MJ=top_k.logsumexp_MJ[start:stop],
-        gold_logp_M=top_k.gold_logp_M[start:stop],
-        temperatures=top_k.temperatures,
-        vocab_size=top_k.vocab_size,
-    )
 
 
 def _expect(what: str, got: int, expected: int) -> None:

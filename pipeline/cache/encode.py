@@ -19,8 +19,8 @@ from storage_schemas.parquet_layout import (
     encode_table,
 )
 from storage_schemas.shard import ShardContent, StoredView
-from storage_schemas.targets import TokenTargets, TopKTargets
-from storage_schemas.zarr_layout import TOKENS_FOLDER, encode_top_k
+from storage_schemas.targets import KeptTargets, TokenTargets
+from storage_schemas.zarr_layout import TOKENS_FOLDER, encode_tokens
 
 
 def encode_shard(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
@@ -33,9 +33,9 @@ def encode_shard(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
         "chunks.parquet": _encode_chunks(content, kept),
         "skips.parquet": _encode_skips(content),
     }
-    if kept.top_k:
-        tokens = encode_top_k(
-            _joined([stored.targets.top_k for stored in content.views], kept), kept
+    if kept.has_tokens:
+        tokens = encode_tokens(
+            _joined([stored.targets.tokens for stored in content.views], kept), kept
         )
         files |= {f"{TOKENS_FOLDER}/{path}": data for path, data in tokens.items()}
     return files
@@ -52,7 +52,7 @@ def count(content: ShardContent) -> Counts:
         num_token_rows=sum(
             int(np.diff(answered_chunks(content, stored)[:, :2]).sum())
             for stored in content.views
-            if stored.targets.top_k is not None
+            if stored.targets.tokens is not None
         ),
         skips=dict(sorted(Counter(skip.reason for skip in content.skips).items())),
     )
@@ -80,15 +80,15 @@ def _check_view(stored: StoredView, pair: Pair, kept: KeptIdentity) -> None:
     assert is_masked_C[chunk_C].all(), f"{where}: a chunk is answered that is not masked"
     assert len(chunk_C) == len(targets.pass_C) == len(targets.logp_C), f"{where}: ragged targets"
     assert not np.isnan(targets.logp_C).any(), f"{where}: a chunk's logp is not a number"
-    top_k = targets.top_k
-    assert (top_k is None) == (kept.top_k == 0), f"{where}: kept top_k is {kept.top_k}"
-    if top_k is not None:
-        assert isinstance(top_k, TopKTargets), f"{where}: dense targets are never stored"
+    tokens = targets.tokens
+    assert (tokens is not None) == kept.has_tokens, f"{where}: kept is {kept}"
+    if tokens is not None:
+        assert isinstance(tokens, KeptTargets), f"{where}: dense targets are never stored"
         num_rows = int(np.diff(spans_C4[chunk_C, :2]).sum())
-        assert top_k.ids_MK.shape == (num_rows, kept.top_k), f"{where}: not a row a teacher token"
-        assert top_k.temperatures == kept.temperatures, f"{where}: other temperatures"
-        assert top_k.vocab_size == kept.vocab_size, f"{where}: another vocabulary"
-        assert not np.isnan(top_k.logsumexp_MJ).any(), f"{where}: a logsumexp is not a number"
+        assert tokens.ids_MK.shape == (num_rows, kept.top_k), f"{where}: not a row a teacher token"
+        assert tokens.temperatures == kept.temperatures, f"{where}: other temperatures"
+        assert tokens.vocab_size == kept.vocab_size, f"{where}: another vocabulary"
+        assert not np.isnan(tokens.logsumexp_MJ).any(), f"{where}: a logsumexp is not a number"
 
 
 def _encode_examples(examples: tuple[Pair, ...]) -> bytes:
@@ -149,7 +149,7 @@ def _encode_chunks(content: ShardContent, kept: KeptIdentity) -> bytes:
             "logp": np.concatenate(
                 [np.empty(0, np.float32), *(target.logp_C for target in targets)]
             ),
-            "token_row": row_starts_C if kept.top_k else None,
+            "token_row": row_starts_C if kept.has_tokens else None,
         },
     )
 
@@ -160,23 +160,18 @@ def _encode_skips(content: ShardContent) -> bytes:
     )
 
 
-def _joined(parts: list[TokenTargets | None], kept: KeptIdentity) -> TopKTargets:
+def _joined(parts: list[TokenTargets | None], kept: KeptIdentity) -> KeptTargets:
     """The rows of all views end to end."""
-    rows = [part for part in parts if isinstance(part, TopKTargets)]
-    no_row = np.empty((0, kept.top_k), np.float32)
-    return TopKTargets(
-        ids_MK=np.concatenate([no_row.astype(np.int32), *(part.ids_MK for part in rows)]),
-        logits_MK=np.concatenate([no_row, *(part.logits_MK for part in rows)]),
-        logsumexp_MJ=np.concatenate(
-            [
-                np.empty((0, len(kept.temperatures)), np.float32),
-                *(part.logsumexp_MJ for part in rows),
-            ]
-        ),
-        gold_logp_M=np.concatenate([np.empty(0, np.float32), *(part.gold_logp_M for part in rows)]),
+    no_rows = KeptTargets(
+        ids_MK=np.empty((0, kept.top_k), np.int32),
+        logits_MK=np.empty((0, kept.top_k), np.float32),
+        logsumexp_MJ=np.empty((0, len(kept.temperatures)), np.float32),
+        gold_logp_M=np.empty(0, np.float32),
+        sketch_MR=np.empty((0, kept.sketch_rank), np.int16),
         temperatures=kept.temperatures,
         vocab_size=kept.vocab_size,
     )
+    return KeptTargets.joined([no_rows, *(one for one in parts if isinstance(one, KeptTargets))])
 
 
 def _int32(numbers: Iterable[int]) -> Array:

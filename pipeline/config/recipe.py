@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config.base import StrictModel
-from pipeline.config.cache import CacheConfig, NoiseConfig, TargetsConfig, TopKTargetsConfig
+from pipeline.config.cache import (
+    CacheConfig,
+    EvenTailConfig,
+    NoiseConfig,
+    TargetsConfig,
+    TokenTargetsConfig,
+)
 from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
 from pipeline.config.records import RecordsConfig
@@ -92,10 +98,20 @@ def _misfits(
     pipeline: CrossTokenizer | SharedTokenizer, targets: TargetsConfig, objective: ObjectiveConfig
 ) -> Iterator[str]:
     vocab = pipeline.vocab if isinstance(pipeline, SharedTokenizer) else None
-    if vocab is not None and isinstance(targets, TopKTargetsConfig) and targets.k > vocab:
+    if vocab is not None and isinstance(targets, TokenTargetsConfig) and targets.k > vocab:
         yield (
             f"expected targets.k <= pipeline.vocab = {vocab}, the tokens that both sides share, "
             f"got {targets.k}"
+        )
+    if (
+        vocab is not None
+        and isinstance(targets, TokenTargetsConfig)
+        and targets.k == vocab
+        and not isinstance(targets.tail, EvenTailConfig)
+    ):
+        yield (
+            f"targets.tail of type {targets.tail.type!r} has no effect where k = pipeline.vocab: "
+            "nothing is left out; set targets.tail.type = 'even'"
         )
     if not isinstance(objective, TokenObjective):
         return
@@ -105,10 +121,10 @@ def _misfits(
             "tokenizers do not share; in pipeline 'cross_tokenizer' use reverse_calm, calm or "
             "calm_tidal"
         )
-    elif not isinstance(targets, TopKTargetsConfig):
+    elif not isinstance(targets, TokenTargetsConfig):
         yield (
             f"objective {objective.type!r} needs the teacher's distributions; set "
-            "targets.type = 'top_k'"
+            "targets.type = 'tokens'"
         )
     elif objective.temperature not in targets.temperatures:
         yield (

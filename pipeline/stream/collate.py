@@ -10,7 +10,7 @@ import numpy as np
 
 from storage_schemas.batch import Batch
 from storage_schemas.examples import Ints, Pair
-from storage_schemas.targets import DenseTargets, Targets, TokenTargets, TopKTargets
+from storage_schemas.targets import DenseTargets, KeptTargets, Targets, TokenTargets
 from storage_schemas.views import Corruption
 
 
@@ -63,7 +63,7 @@ def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
         is_active_BC=is_active_BC,
         teacher_logp_BC=logp_BC,
         token_position_M=np.concatenate(positions).astype(np.int32) if has_tokens else None,
-        tokens=_joined([view.targets.top_k for view in views]) if has_tokens else None,
+        tokens=_joined([view.targets.tokens for view in views]) if has_tokens else None,
     )
 
 
@@ -77,16 +77,9 @@ def _positions(spans_C2: Ints) -> Ints:
 
 def _joined(targets: Sequence[TokenTargets | None]) -> TokenTargets:
     """The rows of all views, one after the other."""
-    top = [one for one in targets if isinstance(one, TopKTargets)]
+    kept = [one for one in targets if isinstance(one, KeptTargets)]
     dense = [one for one in targets if isinstance(one, DenseTargets)]
-    assert len(targets) in (len(top), len(dense)), "every view needs token targets of one kind"
+    assert len(targets) in (len(kept), len(dense)), "every view needs token targets of one kind"
     if dense:
         return DenseTargets(logits_MV=np.concatenate([one.logits_MV for one in dense]))
-    return TopKTargets(
-        ids_MK=np.concatenate([one.ids_MK for one in top]),
-        logits_MK=np.concatenate([one.logits_MK for one in top]),
-        logsumexp_MJ=np.concatenate([one.logsumexp_MJ for one in top]),
-        gold_logp_M=np.concatenate([one.gold_logp_M for one in top]),
-        temperatures=top[0].temperatures,
-        vocab_size=top[0].vocab_size,
-    )
+    return KeptTargets.joined(kept)

@@ -19,7 +19,7 @@ from pipeline.targets.top_k import keep_top_k, logsumexp_at
 from pipeline.teacher.backend import TeacherBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.examples import Pair
-from storage_schemas.targets import DenseTargets, Targets, TopKTargets
+from storage_schemas.targets import DenseTargets, Targets, KeptTargets
 from storage_schemas.views import Corruption, TeacherPass
 
 
@@ -29,7 +29,7 @@ class KeepChunks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeepTopK:
+class KeepTokens:
     """Keep the k largest of the first `vocab_size` logits, and logsumexps at `temperatures`."""
 
     k: int
@@ -44,7 +44,7 @@ class KeepDense:
     vocab_size: int
 
 
-Keep = KeepChunks | KeepTopK | KeepDense
+Keep = KeepChunks | KeepTokens | KeepDense
 
 
 def answer_views(
@@ -89,8 +89,8 @@ class _Rows:
         self._rank = [corruption.is_masked_T.cumsum() - 1 for _, corruption in views]
         total = int(self._start[-1])
         self._gold_logp = np.full(total, np.nan, np.float32)
-        width = keep.k if isinstance(keep, KeepTopK) else 0
-        num_temperatures = len(keep.temperatures) if isinstance(keep, KeepTopK) else 0
+        width = keep.k if isinstance(keep, KeepTokens) else 0
+        num_temperatures = len(keep.temperatures) if isinstance(keep, KeepTokens) else 0
         self._ids = np.zeros((total, width), np.int32)
         self._logits = np.zeros((total, width), np.float32)
         self._logsumexp = np.zeros((total, num_temperatures), np.float32)
@@ -116,7 +116,7 @@ class _Rows:
                 f"{pairs[bad][1]} is not finite; try another dtype, or leave this record out"
             )
         self._gold_logp[row_M] = logp_M.cpu().numpy()
-        if isinstance(self._keep, KeepTopK):
+        if isinstance(self._keep, KeepTokens):
             shared_MV = logits_MV[:, : self._keep.vocab_size]
             ids_MK, kept_MK = keep_top_k(shared_MV, k=self._keep.k)
             self._ids[row_M] = ids_MK.cpu().numpy()
@@ -143,12 +143,12 @@ class _Rows:
             chunk_C=chunk_C,
             pass_C=pass_C,
             logp_C=np.asarray(sums, np.float32),
-            top_k=self._tokens(rows),
+            tokens=self._tokens(rows),
         )
 
-    def _tokens(self, rows: slice) -> TopKTargets | DenseTargets | None:
-        if isinstance(self._keep, KeepTopK):
-            return TopKTargets(
+    def _tokens(self, rows: slice) -> KeptTargets | DenseTargets | None:
+        if isinstance(self._keep, KeepTokens):
+            return KeptTargets(
                 ids_MK=self._ids[rows],
                 logits_MK=self._logits[rows],
                 logsumexp_MJ=self._logsumexp[rows],

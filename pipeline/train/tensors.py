@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from storage_schemas.batch import Batch
-from storage_schemas.targets import TopKTargets
+from storage_schemas.targets import KeptTargets
 
 TensorBatch = dict[str, Tensor]
 
@@ -26,7 +26,7 @@ def as_tensors(batch: Batch, *, temperature: float | None) -> TensorBatch:
     if batch.tokens is None:
         return tensors
     tensors["token_position_M"] = torch.from_numpy(batch.token_position_M).long()
-    if isinstance(batch.tokens, TopKTargets):
+    if isinstance(batch.tokens, KeptTargets):
         assert temperature is not None, "token targets are read at a temperature"
         column = batch.tokens.temperatures.index(temperature)
         tensors["teacher_ids_MK"] = torch.from_numpy(batch.tokens.ids_MK).long()

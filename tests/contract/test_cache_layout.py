@@ -17,7 +17,7 @@ from storage_schemas.identity import CacheIdentity
 from storage_schemas.manifest import Layout
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
-from storage_schemas.targets import Targets, TopKTargets
+from storage_schemas.targets import Targets, KeptTargets
 from storage_schemas.views import Corruption
 
 IDENTITY = {
@@ -64,7 +64,7 @@ def worked_content() -> ShardContent:
         is_masked_T=np.array([False, False, True, True]),
         is_masked_C=np.array([False, True]),
     )
-    top_k = TopKTargets(
+    top_k = KeptTargets(
         ids_MK=np.array([[3, 1], [0, 9]], np.int32),
         logits_MK=np.array([[2.0, 1.0], [5.5, -0.0]], np.float32),
         logsumexp_MJ=np.array([[2.5, 3.5], [6.0, 4.0]], np.float32),
@@ -76,7 +76,7 @@ def worked_content() -> ShardContent:
         chunk_C=np.array([1], np.int32),
         pass_C=np.array([1], np.int8),
         logp_C=np.array([-6.5], np.float32),
-        top_k=top_k,
+        tokens=top_k,
     )
     return ShardContent(
         part=0,

@@ -123,7 +123,7 @@ def cached(tiny, tmp_path_factory):
     """The caches, by kind and k (0: chunks alone), as recipes."""
     recipes = {}
     for kind, k in (("b", SHARED), ("a", 0), ("a", 5)):
-        targets = {"type": "top_k", "k": k, "logits_dtype": "float32"} if k else {"type": "chunks"}
+        targets = {"type": "tokens", "k": k, "logits_dtype": "float32"} if k else {"type": "chunks"}
         overrides = {"pipeline.vocab": SHARED} if kind == "b" else {}
         recipe = tiny.recipe(
             kind,

@@ -136,13 +136,13 @@ def assert_close(got, want):
     np.testing.assert_array_equal(targets.chunk_C, others.chunk_C)
     np.testing.assert_array_equal(targets.pass_C, others.pass_C)
     np.testing.assert_allclose(targets.logp_C, others.logp_C, atol=1e-4, rtol=1e-5)
-    if targets.top_k is not None:
+    if targets.tokens is not None:
         np.testing.assert_allclose(
-            targets.top_k.logsumexp_MJ, others.top_k.logsumexp_MJ, atol=1e-4, rtol=1e-5
+            targets.tokens.logsumexp_MJ, others.tokens.logsumexp_MJ, atol=1e-4, rtol=1e-5
         )
         # stored as float16 distances: a step of float16 at 16 is 2^-6
         np.testing.assert_allclose(
-            targets.top_k.logits_MK, others.top_k.logits_MK, atol=2**-6, rtol=0
+            targets.tokens.logits_MK, others.tokens.logits_MK, atol=2**-6, rtol=0
         )
 
 

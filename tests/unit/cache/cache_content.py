@@ -18,7 +18,7 @@ from storage_schemas.identity import (
 from storage_schemas.manifest import Layout
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
-from storage_schemas.targets import Targets, TopKTargets
+from storage_schemas.targets import Targets, KeptTargets
 
 VOCAB_SIZE = 300
 LAYOUT = Layout(records_per_part=8)
@@ -148,12 +148,12 @@ def _view(
         chunk_C=chunk_C,
         pass_C=rng.integers(0, 2, len(chunk_C), dtype=np.int8),
         logp_C=wild_floats(rng, len(chunk_C)),
-        top_k=_top_k(rng, num_rows, identity.kept),
+        tokens=_top_k(rng, num_rows, identity.kept),
     )
     return StoredView(example=row, corruption=noise, targets=targets)
 
 
-def _top_k(rng: np.random.Generator, num_rows: int, kept: KeptIdentity) -> TopKTargets | None:
+def _top_k(rng: np.random.Generator, num_rows: int, kept: KeptIdentity) -> KeptTargets | None:
     if kept.top_k == 0:
         return None
     ids_MK = rng.permuted(np.tile(np.arange(VOCAB_SIZE, dtype=np.int32), (num_rows, 1)), axis=1)
@@ -162,7 +162,7 @@ def _top_k(rng: np.random.Generator, num_rows: int, kept: KeptIdentity) -> TopKT
     if kept.logits_dtype == "float16":  # as a teacher's: in order, and no probability above 1
         logits_MK = -np.sort(-rng.normal(size=logits_MK.shape).astype(np.float32) * 5, axis=1)
         logsumexp_MJ = logits_MK[:, :1] + rng.random(logsumexp_MJ.shape, dtype=np.float32) + 1
-    return TopKTargets(
+    return KeptTargets(
         ids_MK=ids_MK[:, : kept.top_k],
         logits_MK=logits_MK,
         logsumexp_MJ=logsumexp_MJ,

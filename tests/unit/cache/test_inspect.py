@@ -54,9 +54,9 @@ def top_k_rows(shards) -> pl.DataFrame:
             spans = [(int(c), *pair.chunks_C4[c, :2].tolist()) for c in targets.chunk_C]
             positions = [(c, t) for c, t0, t1 in spans for t in range(t0, t1)]
             for row, (chunk, position) in enumerate(positions):
-                for rank, token_id in enumerate(targets.top_k.ids_MK[row].tolist()):
-                    logit = targets.top_k.logits_MK[row, rank].item()
-                    normalizer = targets.top_k.logsumexp_MJ[row, 0].item()
+                for rank, token_id in enumerate(targets.tokens.ids_MK[row].tolist()):
+                    logit = targets.tokens.logits_MK[row, rank].item()
+                    normalizer = targets.tokens.logsumexp_MJ[row, 0].item()
                     rows.append(
                         {
                             "shard": shard.name,

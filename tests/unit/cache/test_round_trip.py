@@ -13,7 +13,7 @@ from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter
 from storage_schemas.identity import KeptIdentity
 from storage_schemas.manifest import LedgerEntry
-from storage_schemas.targets import TopKTargets
+from storage_schemas.targets import KeptTargets
 from storage_schemas.zarr_layout import decode_top_k, encode_top_k, from_steps, to_steps
 
 FLOAT16_RELATIVE_ERROR = 2.0**-11
@@ -101,7 +101,7 @@ def test_equal_contents_give_equal_bytes():
 def test_float32_logits_are_exact_at_every_number_of_rows(num_rows):
     kept = identity_of(top_k=3).kept
     rng = np.random.default_rng(num_rows)
-    top_k = TopKTargets(
+    top_k = KeptTargets(
         ids_MK=rng.integers(0, 2**31, (num_rows, 3), dtype=np.int32),
         logits_MK=wild_floats(rng, num_rows, 3),
         logsumexp_MJ=wild_floats(rng, num_rows, 2),

@@ -51,7 +51,7 @@ output = "out"
 """
 SHARED = {
     "pipeline": {"type": "shared_tokenizer", "vocab": 1000},
-    "targets": {"type": "top_k", "k": 8, "temperatures": [1.0, 2.0]},
+    "targets": {"type": "tokens", "k": 8, "temperatures": [1.0, 2.0]},
     "objective": {"type": "forward_kl"},
 }
 
@@ -227,7 +227,7 @@ def test_the_resolved_recipe_leaves_out_what_has_no_effect():
         ("noise.sed", {"noise": {"sed": 1}}),
         ("noise.compdemo.rate", {"noise": {"compdemo": {"rate": 0.5}}}),
         ("student.family", {"student": {"model": "s", "family": "native"}}),
-        ("targets.topk", {"targets": {"type": "top_k", "topk": 4}}),
+        ("targets.topk", {"targets": {"type": "tokens", "topk": 4}}),
         ("objective.tidal", {"objective": {"type": "forward_kl", "tidal": {}}}),
         ("objective.temperature", {"objective": {"type": "masked_nll", "temperature": 2.0}}),
         ("objective.tidal.max", {"objective": {"type": "tidal_kl", "tidal": {"max": 1}}}),
@@ -312,12 +312,12 @@ def test_a_setting_without_effect_is_refused(place: str, message: str, table: di
         (
             "targets",
             "expected 1.0 among the temperatures, got [2.0]",
-            {"targets": {"type": "top_k", "temperatures": [2.0]}},
+            {"targets": {"type": "tokens", "temperatures": [2.0]}},
         ),
         (
             "targets",
             "each temperature once",
-            {"targets": {"type": "top_k", "temperatures": [1.0, 2.0, 1]}},
+            {"targets": {"type": "tokens", "temperatures": [1.0, 2.0, 1]}},
         ),
         ("noise.eps", "got nan", {"noise": {"eps": float("nan")}}),
         ("train.epochs", "finite", {"train": {"output": "o", "epochs": float("inf")}}),
@@ -354,7 +354,7 @@ def test_every_mistake_is_named_in_one_error():
     fields = _fields(
         noise={"views": 0, "sed": 1},
         records={"type": "files", "paths": []},
-        targets={"type": "top_k", "k": 0},
+        targets={"type": "tokens", "k": 0},
         objective={"type": "reverse_calm", "tidal": {}},
         surplus=1,
     )
@@ -374,7 +374,7 @@ def test_every_mistake_is_named_in_one_error():
 def test_every_misfit_of_two_tables_is_named_in_one_error():
     found = _mistakes(
         _fields(
-            targets={"type": "top_k", "k": 1001},
+            targets={"type": "tokens", "k": 1001},
             objective={"type": "forward_kl", "temperature": 3.0},
         )
     )
@@ -438,7 +438,7 @@ def test_a_temperature_that_is_not_cached_is_refused(objective: str):
     assert "[1.0, 2.0]" in found["recipe"]
     _recipe(
         objective={"type": objective, "temperature": 5.0},
-        targets={"type": "top_k", "temperatures": [1, 5]},
+        targets={"type": "tokens", "temperatures": [1, 5]},
     )
 
 

@@ -7,7 +7,7 @@ from pipeline.diffusion.corrupt import corrupt
 from pipeline.stream.collate import View, collate
 from storage_schemas.batch import Batch
 from storage_schemas.examples import Pair
-from storage_schemas.targets import DenseTargets, Targets, TopKTargets
+from storage_schemas.targets import DenseTargets, Targets, KeptTargets
 
 VOCAB = 11
 
@@ -39,7 +39,7 @@ def _view(rng: np.random.Generator, i: int, *, kind: str) -> View:
     tokens = {
         "chunks": None,
         "dense": DenseTargets(logits_MV=normal((num_rows, VOCAB)).astype(np.float32)),
-        "top_k": TopKTargets(
+        "top_k": KeptTargets(
             ids_MK=rng.integers(0, VOCAB, (num_rows, 3)).astype(np.int32),
             logits_MK=normal((num_rows, 3)).astype(np.float32),
             logsumexp_MJ=normal((num_rows, 2)).astype(np.float32),
@@ -52,7 +52,7 @@ def _view(rng: np.random.Generator, i: int, *, kind: str) -> View:
         chunk_C=chunk_C,
         pass_C=np.zeros(len(chunk_C), np.int8),
         logp_C=-rng.random(len(chunk_C)).astype(np.float32),
-        top_k=tokens,
+        tokens=tokens,
     )
     return View(pair=pair, corruption=corruption, targets=targets)
 
@@ -108,7 +108,7 @@ def test_token_rows_stand_at_their_chunks_student_token(kind):
         for name in {"dense": ["logits_MV"], "top_k": ["ids_MK", "logits_MK", "logsumexp_MJ"]}[
             kind
         ]:
-            got, whole = getattr(batch.tokens, name), getattr(view.targets.top_k, name)
+            got, whole = getattr(batch.tokens, name), getattr(view.targets.tokens, name)
             np.testing.assert_array_equal(got[row], whole[own])
     assert batch.tokens.vocab_size == VOCAB
 
@@ -146,7 +146,7 @@ def test_a_view_with_nothing_masked_is_there_without_a_chunk():
             chunk_C=np.zeros(0, np.int32),
             pass_C=np.zeros(0, np.int8),
             logp_C=np.zeros(0, np.float32),
-            top_k=TopKTargets(
+            tokens=KeptTargets(
                 ids_MK=np.zeros((0, 3), np.int32),
                 logits_MK=np.zeros((0, 3), np.float32),
                 logsumexp_MJ=np.zeros((0, 2), np.float32),

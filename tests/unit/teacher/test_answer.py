@@ -11,12 +11,12 @@ import torch
 from tiny import assert_same
 
 from pipeline.diffusion.compdemo import split_mask
-from pipeline.teacher.answer import KeepChunks, KeepDense, KeepTopK, answer_views
+from pipeline.teacher.answer import KeepChunks, KeepDense, KeepTokens, answer_views
 from pipeline.teacher.backend import RowBlock
 from pipeline.teacher.transformers_backend import TransformersBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.examples import Pair
-from storage_schemas.targets import DenseTargets, TopKTargets
+from storage_schemas.targets import DenseTargets, KeptTargets
 from storage_schemas.views import Corruption
 
 VOCAB, MASK, SEED = 13, 12, 5
@@ -109,7 +109,7 @@ def test_worked_by_hand():
     assert targets.pass_C.tolist() == [0, 0]
     sizes = np.diff(pair.chunks_C4[[1, 4], :2])[:, 0]
     np.testing.assert_allclose(targets.logp_C, -sizes * np.log(13), **EXACT)
-    assert targets.top_k is None
+    assert targets.tokens is None
 
 
 def test_a_chunk_is_the_sum_of_its_tokens_own_log_likelihoods():
@@ -162,7 +162,7 @@ def test_compdemo_answers_each_half_from_the_pass_that_shows_the_other():
     "keep",
     [
         KeepChunks(),
-        KeepTopK(k=4, temperatures=(1.0, 2.0), vocab_size=9),
+        KeepTokens(k=4, temperatures=(1.0, 2.0), vocab_size=9),
         KeepDense(vocab_size=9),
     ],
     ids=["chunks", "top_k", "dense"],
@@ -196,10 +196,10 @@ def test_the_top_k_and_its_logsumexps_live_on_the_shared_columns_and_likelihoods
     pair = make_pair(seed=6)
     corruption = mask_chunks(pair, [1, 2, 5])
     shared, temperatures = 9, (1.0, 2.0)
-    keep = KeepTopK(k=4, temperatures=temperatures, vocab_size=shared)
+    keep = KeepTokens(k=4, temperatures=temperatures, vocab_size=shared)
     (targets,) = ask(Toy(by_context), [(pair, corruption)], keep=keep)
-    top_k = targets.top_k
-    assert isinstance(top_k, TopKTargets)
+    top_k = targets.tokens
+    assert isinstance(top_k, KeptTargets)
     assert (top_k.temperatures, top_k.vocab_size) == (temperatures, shared)
     noised_T = np.where(corruption.is_masked_T, MASK, pair.teacher_ids_T).astype(np.int32)
     positions = np.flatnonzero(corruption.is_masked_T)
@@ -222,8 +222,8 @@ def test_dense_targets_are_the_shared_columns_as_they_are():
     (targets,) = ask(Toy(by_context), [(pair, corruption)], keep=KeepDense(vocab_size=9))
     noised_T = np.where(corruption.is_masked_T, MASK, pair.teacher_ids_T).astype(np.int32)
     want = [by_context(noised_T, t)[:9] for t in np.flatnonzero(corruption.is_masked_T).tolist()]
-    assert isinstance(targets.top_k, DenseTargets)
-    np.testing.assert_array_equal(targets.top_k.logits_MV, np.array(want, np.float32))
+    assert isinstance(targets.tokens, DenseTargets)
+    np.testing.assert_array_equal(targets.tokens.logits_MV, np.array(want, np.float32))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -30,7 +30,7 @@ from pipeline.train.build import (
 )
 from pipeline.train.tensors import as_tensors
 from storage_schemas.batch import Batch
-from storage_schemas.targets import DenseTargets, TopKTargets
+from storage_schemas.targets import DenseTargets, KeptTargets
 
 B, S, V, SHARED = 3, 20, 17, 13
 TEMPERATURE = 2.0
@@ -216,7 +216,7 @@ def test_tidal_moves_from_the_student_to_the_teacher_with_progress(tensors, answ
 def _as_top_k(batch: Batch, k: int) -> Batch:
     logits_MV = torch.from_numpy(batch.tokens.logits_MV)
     ids_MK, kept_MK = keep_top_k(logits_MV, k=k)
-    top_k = TopKTargets(
+    top_k = KeptTargets(
         ids_MK=ids_MK.int().numpy(),
         logits_MK=kept_MK.numpy(),
         logsumexp_MJ=logsumexp_at(logits_MV, [1.0, TEMPERATURE]).numpy(),

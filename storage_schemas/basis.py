@@ -1,0 +1,46 @@
+"""What a calibration leaves behind, once a cache: how a hidden state becomes integers, and logits.
+
+Axes: H teacher's hidden size, R sketch dimension, V vocabulary (the columns that are kept).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.targets import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """The sketch's two matrices and its constants; with R = 0 the mean logit alone.
+
+    mean_H: mean hidden state. encode_HR: hidden state to coefficients, in nats of rms logit.
+    decode_RV: coefficients to logits. base_V: mean logit. bias_V: what the rounding adds to a
+    logit on average, in nats^2 (to be divided by 4 T). step: nats of one integer, shaped at
+    `temperature`.
+    """
+
+    mean_H: Floats
+    encode_HR: Floats
+    decode_RV: NDArray[np.float16]
+    base_V: Floats
+    bias_V: Floats
+    step: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        hidden, rank = self.encode_HR.shape
+        assert self.mean_H.shape == (hidden,), "one mean a hidden dimension"
+        assert self.decode_RV.shape == (rank, len(self.base_V)), "one row a sketch dimension"
+        assert self.bias_V.shape == self.base_V.shape, "one bias a token"
+
+    @property
+    def rank(self) -> int:
+        """Sketch dimensions."""
+        return self.decode_RV.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns."""
+        return self.decode_RV.shape[1]
