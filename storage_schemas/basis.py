@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.sketch_coder import SketchCoder
 from storage_schemas.targets import Floats
 
 
@@ -18,7 +19,7 @@ class Basis:
     mean_H: mean hidden state. encode_HR: hidden state to coefficients, in nats of rms logit.
     decode_RV: coefficients to logits. base_V: mean logit. bias_V: what the rounding adds to a
     logit on average, in nats^2 (to be divided by 4 T). step: nats of one integer, shaped at
-    `temperature`.
+    `temperature`. coder: how the integers become bytes; none without a sketch.
     """
 
     mean_H: Floats
@@ -28,12 +29,15 @@ class Basis:
     bias_V: Floats
     step: float
     temperature: float
+    coder: SketchCoder | None
 
     def __post_init__(self) -> None:
         hidden, rank = self.encode_HR.shape
         assert self.mean_H.shape == (hidden,), "one mean a hidden dimension"
         assert self.decode_RV.shape == (rank, len(self.base_V)), "one row a sketch dimension"
         assert self.bias_V.shape == self.base_V.shape, "one bias a token"
+        assert (self.coder is None) == (rank == 0), "a coder where there are integers to code"
+        assert self.coder is None or len(self.coder.shift_R) == rank, "a coder of another sketch"
 
     @property
     def rank(self) -> int:

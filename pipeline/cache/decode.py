@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.diffusion.corrupt import has_any, is_covered
+from storage_schemas.basis import Basis
 from storage_schemas.errors import CacheCorruptError
 from storage_schemas.examples import Bools, Pair
 from storage_schemas.identity import KeptIdentity
@@ -19,7 +20,7 @@ from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_tokens
 
 
 def decode_shard(
-    files: Mapping[str, bytes], entry: LedgerEntry, kept: KeptIdentity
+    files: Mapping[str, bytes], entry: LedgerEntry, kept: KeptIdentity, basis: Basis | None
 ) -> ShardContent:
     """The content whose files (by path under the shard's folder) these are."""
     examples = _decode_examples(decode_table(EXAMPLES, files["examples.parquet"]))
@@ -33,9 +34,17 @@ def decode_shard(
     _expect("skips", len(skips["reason"]), sum(counts.skips.values()))
     tokens = None
     if kept.has_tokens:
-        num_rows = int((chunks.arrays["t1"] - chunks.arrays["t0"]).sum())
-        _expect("token rows", num_rows, counts.num_token_rows)
-        tokens = decode_tokens(tokens_of(files), kept, num_rows)
+        size_C = chunks.arrays["t1"] - chunks.arrays["t0"]
+        is_joint_M = np.repeat(size_C > 1, size_C)
+        _expect("token rows", len(is_joint_M), counts.num_token_rows)
+        _expect("rows of joint chunks", int(is_joint_M.sum()), counts.num_joint_rows)
+        tokens = decode_tokens(
+            tokens_of(files),
+            kept,
+            basis,
+            is_joint_M=is_joint_M,
+            chunk_logp_M=np.repeat(chunks.arrays["logp"], size_C),
+        )
     return ShardContent(
         part=entry.part,
         view_start=entry.view_start,

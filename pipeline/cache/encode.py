@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.diffusion.corrupt import has_any, is_covered
+from storage_schemas.basis import Basis
 from storage_schemas.examples import Pair
 from storage_schemas.identity import KeptIdentity
 from storage_schemas.manifest import Counts
@@ -23,10 +25,13 @@ from storage_schemas.targets import KeptTargets, TokenTargets
 from storage_schemas.zarr_layout import TOKENS_FOLDER, encode_tokens
 
 
-def encode_shard(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
+def encode_shard(
+    content: ShardContent, kept: KeptIdentity, basis: Basis | None
+) -> dict[str, bytes]:
     """Every file of a shard, by its path under the shard's folder."""
+    rank = 0 if basis is None else basis.rank
     for stored in content.views:
-        _check_view(stored, content.examples[stored.example], kept)
+        _check_view(stored, content.examples[stored.example], kept, rank)
     files = {
         "examples.parquet": _encode_examples(content.examples),
         "views.parquet": _encode_views(content),
@@ -35,7 +40,10 @@ def encode_shard(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
     }
     if kept.has_tokens:
         tokens = encode_tokens(
-            _joined([stored.targets.tokens for stored in content.views], kept), kept
+            _joined([stored.targets.tokens for stored in content.views], kept, rank),
+            kept,
+            basis,
+            joint_rows(content),
         )
         files |= {f"{TOKENS_FOLDER}/{path}": data for path, data in tokens.items()}
     return files
@@ -43,17 +51,15 @@ def encode_shard(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
 
 def count(content: ShardContent) -> Counts:
     """What the ledger says of a shard; a record gives an example or a skip."""
+    joint = joint_rows(content)
     return Counts(
         num_records=len(content.examples) + len(content.skips),
         num_examples=len(content.examples),
         num_views=len(content.views),
         num_chunks=sum(len(stored.targets.chunk_C) for stored in content.views),
         num_masked=sum(int(stored.corruption.is_masked_S.sum()) for stored in content.views),
-        num_token_rows=sum(
-            int(np.diff(answered_chunks(content, stored)[:, :2]).sum())
-            for stored in content.views
-            if stored.targets.tokens is not None
-        ),
+        num_token_rows=len(joint),
+        num_joint_rows=int(joint.sum()),
         skips=dict(sorted(Counter(skip.reason for skip in content.skips).items())),
     )
 
@@ -63,7 +69,18 @@ def answered_chunks(content: ShardContent, stored: StoredView) -> Array:
     return content.examples[stored.example].chunks_C4[stored.targets.chunk_C]
 
 
-def _check_view(stored: StoredView, pair: Pair, kept: KeptIdentity) -> None:
+def joint_rows(content: ShardContent) -> NDArray[np.bool_]:
+    """For each kept token row, whether its chunk has two teacher tokens or more."""
+    spans = [
+        answered_chunks(content, stored)[:, :2]
+        for stored in content.views
+        if stored.targets.tokens is not None
+    ]
+    size_C = np.diff(np.concatenate([np.empty((0, 2), np.int32), *spans]), axis=1)[:, 0]
+    return np.repeat(size_C > 1, size_C)
+
+
+def _check_view(stored: StoredView, pair: Pair, kept: KeptIdentity, rank: int) -> None:
     """A view must be what reading will derive: masks follow chunks, answers follow masks."""
     noise, targets = stored.corruption, stored.targets
     where = f"{pair.record_id} view {noise.view}"
@@ -86,6 +103,7 @@ def _check_view(stored: StoredView, pair: Pair, kept: KeptIdentity) -> None:
         assert isinstance(tokens, KeptTargets), f"{where}: dense targets are never stored"
         num_rows = int(np.diff(spans_C4[chunk_C, :2]).sum())
         assert tokens.ids_MK.shape == (num_rows, kept.top_k), f"{where}: not a row a teacher token"
+        assert tokens.sketch_MR.shape == (num_rows, rank), f"{where}: a sketch of another basis"
         assert tokens.temperatures == kept.temperatures, f"{where}: other temperatures"
         assert tokens.vocab_size == kept.vocab_size, f"{where}: another vocabulary"
         assert not np.isnan(tokens.logsumexp_MJ).any(), f"{where}: a logsumexp is not a number"
@@ -160,14 +178,14 @@ def _encode_skips(content: ShardContent) -> bytes:
     )
 
 
-def _joined(parts: list[TokenTargets | None], kept: KeptIdentity) -> KeptTargets:
+def _joined(parts: list[TokenTargets | None], kept: KeptIdentity, rank: int) -> KeptTargets:
     """The rows of all views end to end."""
     no_rows = KeptTargets(
         ids_MK=np.empty((0, kept.top_k), np.int32),
         logits_MK=np.empty((0, kept.top_k), np.float32),
         logsumexp_MJ=np.empty((0, len(kept.temperatures)), np.float32),
         gold_logp_M=np.empty(0, np.float32),
-        sketch_MR=np.empty((0, kept.sketch_rank), np.int16),
+        sketch_MR=np.empty((0, rank), np.int16),
         temperatures=kept.temperatures,
         vocab_size=kept.vocab_size,
     )
