@@ -16,14 +16,16 @@ from storage_schemas.targets import Floats
 class Basis:
     """The sketch's two matrices and its constants; with R = 0 the mean logit alone.
 
-    mean_H: mean hidden state. encode_HR: hidden state to coefficients, in nats of rms logit.
-    decode_RV: coefficients to logits. base_V: mean logit. bias_V: what the rounding adds to a
-    logit on average, in nats^2 (to be divided by 4 T). step: nats of one integer, shaped at
-    `temperature`. coder: how the integers become bytes; none without a sketch.
+    mean_H: mean hidden state. encode_HR: hidden state to coefficients, in nats of rms logit;
+    scale_R: their root mean squares. decode_RV: coefficients to logits. base_V: mean logit; both
+    up to a constant a row, which no softmax sees. bias_V: what the rounding adds to a logit on
+    average, in nats^2 (to be divided by 4 T). step: nats of one integer, shaped at `temperature`.
+    coder: how the integers become bytes; none without a sketch, or before it is fitted.
     """
 
     mean_H: Floats
     encode_HR: Floats
+    scale_R: Floats
     decode_RV: NDArray[np.float16]
     base_V: Floats
     bias_V: Floats
@@ -34,9 +36,9 @@ class Basis:
     def __post_init__(self) -> None:
         hidden, rank = self.encode_HR.shape
         assert self.mean_H.shape == (hidden,), "one mean a hidden dimension"
+        assert self.scale_R.shape == (rank,), "one scale a sketch dimension"
         assert self.decode_RV.shape == (rank, len(self.base_V)), "one row a sketch dimension"
         assert self.bias_V.shape == self.base_V.shape, "one bias a token"
-        assert (self.coder is None) == (rank == 0), "a coder where there are integers to code"
         assert self.coder is None or len(self.coder.shift_R) == rank, "a coder of another sketch"
 
     @property

@@ -91,7 +91,9 @@ def decode_sketch(data: NDArray[np.uint8], num_rows: int, coder: SketchCoder) ->
     if not num_rows:
         return sketch_RM.T
     lanes = num_lanes(num_rows)
-    num_words, num_beyond = np.frombuffer(data[:8], np.uint32).tolist() if len(data) >= 8 else (0, 0)
+    num_words, num_beyond = (
+        np.frombuffer(data[:8], np.uint32).tolist() if len(data) >= 8 else (0, 0)
+    )
     expected = 8 + 4 * lanes + 2 * num_words + 6 * num_beyond
     if len(data) != expected:
         raise CacheCorruptError(f"sketch: expected {expected} bytes, got {len(data)}")
@@ -129,7 +131,9 @@ def _decode_columns(
     table_RG = coder.table_RG.astype(np.int32) << PRECISION
     mask = np.uint32(_SLOTS - 1)
     read = 0
-    words = np.concatenate([words, np.zeros(len(state_L), np.uint16)])  # a torn stream ends in zeros
+    words = np.concatenate(
+        [words, np.zeros(len(state_L), np.uint16)]
+    )  # a torn stream ends in zeros
     for rows in _rounds(sketch_RM.shape[1]):
         state = state_L[: rows.stop - rows.start]
         activity = np.zeros(len(state), np.int32)
@@ -151,9 +155,7 @@ def _decode_columns(
         raise CacheCorruptError("sketch: expected its words to end with its rows, got another end")
 
 
-def _pop(
-    state_L: NDArray[np.uint32], both_L: NDArray[np.uint32], words: NDArray[np.uint16]
-) -> int:
+def _pop(state_L: NDArray[np.uint32], both_L: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
     """One symbol off each state; both_L = frequency << 16 | (slot - start). Words read."""
     state_L >>= np.uint32(PRECISION)
     state_L *= both_L >> np.uint32(16)

@@ -173,6 +173,7 @@ def encode_basis(basis: Basis) -> dict[str, bytes]:
     arrays: dict[str, Array] = {
         "mean": basis.mean_H,
         "encode": basis.encode_HR,
+        "scale": basis.scale_R,
         "decode": basis.decode_RV,
         "base": basis.base_V,
         "bias": basis.bias_V,
@@ -212,6 +213,7 @@ def decode_basis(files: Mapping[str, bytes]) -> Basis:
     return Basis(
         mean_H=array("mean", "float32", hidden),
         encode_HR=encode_HR,
+        scale_R=array("scale", "float32", rank),
         decode_RV=array("decode", "float16", rank, len(base_V)),
         base_V=base_V,
         bias_V=array("bias", "float32", len(base_V)),
@@ -259,15 +261,11 @@ def decode_array(
     return read_array(files, name, *array_shapes(kept, rows)[name])
 
 
-def read_array(
-    files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[int, ...]
-) -> Array:
+def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[int, ...]) -> Array:
     """An array of a group, which must have this dtype and shape (-1: any size above 0)."""
     buffer = default_buffer_prototype().buffer
     objects = {
-        path: buffer.from_bytes(data)
-        for path, data in files.items()
-        if path.startswith(f"{name}/")
+        path: buffer.from_bytes(data) for path, data in files.items() if path.startswith(f"{name}/")
     }
     try:
         array = zarr.open_array(zarr.storage.MemoryStore(objects), path=name, mode="r")
