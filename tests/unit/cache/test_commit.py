@@ -105,10 +105,10 @@ def test_files_are_on_disk_before_they_get_their_name_and_the_ledger_comes_last(
     renamed = log.index(("rename", str(tmp_path / "shards" / entry.shard)))
     synced = [path for step, path in log[:renamed] if step == "fsync"]
     assert all(
-        any(path.endswith(f"/shard/{entry.inner_path(file)}") for path in synced)
+        any(path.endswith(f"/files/{entry.inner_path(file)}") for path in synced)
         for file in entry.files
     )
-    assert any(path.endswith("/shard/tokens.zarr/ids/c/0") for path in synced)  # folders too
+    assert any(path.endswith("/files/tokens.zarr/ids/c/0") for path in synced)  # folders too
     assert log[renamed + 1 :] == [
         ("fsync", str(tmp_path / "shards")),
         ("link", str(tmp_path / "ledger" / f"{entry.shard}.json")),
@@ -124,7 +124,7 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_an_undisturbed_run(tmp_pat
         "def rename(*args):\n"
         "    real(*args)\n"
         "    count[0] += 1\n"
-        "    if count[0] == 4: os.kill(os.getpid(), signal.SIGKILL)\n"  # shard there, ledger not
+        "    if count[0] == 3: os.kill(os.getpid(), signal.SIGKILL)\n"  # shard there, ledger not
         "os.rename = rename\n"
         "t.run_stage(Path(sys.argv[1]))\n"
     )
