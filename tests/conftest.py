@@ -45,4 +45,5 @@ def bucket(s3_server, monkeypatch):
     """The URL of a new, empty bucket that this process and its children can reach."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
+    s3_server.before = s3_server.after = None
     return s3_server.make_bucket()

@@ -3,6 +3,8 @@
 import re
 
 import polars as pl
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -70,7 +72,7 @@ def test_what_is_not_there_is_said(cache, tmp_path):
 
 def test_a_damaged_cache_exits_3(make_recipe, tmp_path):
     path = run_teacher_cache(make_recipe("a", tmp_path)).address
-    next(path.glob("shards/*/chunks.parquet")).unlink()
+    next(Path(path).glob("shards/*/chunks.parquet")).unlink()
     result = look(path)
     assert result.exit_code == 3
     assert "it makes this shard anew" in result.stderr
