@@ -43,6 +43,7 @@ def opened(file: str, compression: str | None = None) -> Generator[BinaryIO]:
     """The file's bytes, decompressed."""
     with _reaching(file):
         system, name = cast("tuple[Any, str]", url_to_fs(file))
+        system.info(name)  # refused here; a file of obstore's that fails to open is left half made
         with cast("BinaryIO", OpenFile(system, name, "rb", compression)) as stream:
             yield stream
 

@@ -1,10 +1,9 @@
 """`tidecache inspect` on a small real cache of each pipeline."""
 
 import re
-
-import polars as pl
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
