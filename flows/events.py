@@ -1,9 +1,9 @@
 """The event that joins the two stages: this cache, with these shards, is committed."""
 
-from pathlib import Path
 from typing import Any
 
 from pipeline.config.recipe import Recipe
+from pipeline.storage.address import resolved_address
 
 COMMITTED = "teacher-cache.committed"
 ADDRESS_LABEL = "tidecache.cache.address"
@@ -11,7 +11,7 @@ ADDRESS_LABEL = "tidecache.cache.address"
 
 def cache_address(recipe: Recipe) -> str:
     """The one name of a recipe's cache, whatever folder a command runs in."""
-    return str(Path(recipe.cache.path).resolve())
+    return resolved_address(recipe.cache.path)
 
 
 def committed_event(*, address: str, digest: str, num_views: int, recipe: str) -> dict[str, Any]:

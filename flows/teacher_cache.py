@@ -61,7 +61,7 @@ def _make_shards(recipe: Recipe, stop: threading.Event) -> "CacheSummary":
     made = 0
     with TeacherCacheStage.open(recipe) as stage:
         total = len(stage.work)
-        logger.info("%s: %d shards found, %d to make", stage.path, stage.num_committed, total)
+        logger.info("%s: %d shards found, %d to make", stage.address, stage.num_committed, total)
         report = report_shards(logger)
         make_shard = _shard_task(stage, lambda entry: report(entry, made + 1, total))
         for item in stage.work:

@@ -18,12 +18,14 @@ from pipeline.stream.loader import CacheStream
 from pipeline.student.model import check_block_attention, load_student
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import Distillation, build_distillation
+from pipeline.train.output import CheckpointKeeper, TrainOutput, open_output
 from pipeline.train.tensors import TensorBatch, as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
 from storage_schemas.errors import CacheIdentityError, RecipeError
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+FINAL_FOLDER = "final"
 # transformers' plain "constant" would ignore the warm-up
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -32,10 +34,11 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 class TrainSummary:
     """A finished or stopped run. `output` holds the student, for `from_pretrained`.
 
+    It is a URL where train.output is one.
     metrics: the last logged value of the loss, of each term, and of what else a step logs.
     """
 
-    output: Path
+    output: Path | str
     steps: int
     seconds: float
     is_complete: bool
@@ -54,14 +57,27 @@ def run_student_train(
     Layout of train.output: run.json (what this run is), checkpoint-N/ (resume), final/ (the
     student), summary.json (written last), runs/ (TensorBoard).
     """
-    output = Path(recipe.train.output)
-    reader = CacheReader.open(Path(recipe.cache.path))
+    with open_output(recipe.train.output) as output:
+        return _train(recipe, output, on_log, should_stop, shows_progress=shows_progress)
+
+
+def _train(
+    recipe: Recipe,
+    output: TrainOutput,
+    on_log: Callable[[dict[str, float]], None],
+    should_stop: Callable[[], bool],
+    *,
+    shows_progress: bool,
+) -> TrainSummary:
+    reader = CacheReader.open(recipe.cache.path)
     tokenizer = _check_cache(reader, recipe)
     run = _run_of(recipe, reader)
+    output.fetch(RUN_FILE, SUMMARY_FILE)
     summary = _found(output, run)
     if summary is not None:
         return summary
-    _make_folder(output)
+    _make_folder(output.folder)
+    output.fetch_checkpoint()
     began = time.monotonic()
     shared = recipe.pipeline.vocab if isinstance(recipe.pipeline, SharedTokenizer) else None
     distillation = build_distillation(recipe.objective, shared_vocab=shared)
@@ -73,15 +89,17 @@ def run_student_train(
     )
     set_seed(recipe.train.seed)
     trainer, checkpoint = make_trainer(
-        recipe,
+        _with_output(recipe, output.folder),
         tokenizer,
         distillation,
         lambda skip: _tensors(cache, distillation, skip),
         max_steps=num_steps(recipe, cache.num_views),
         shows_progress=shows_progress,
     )
-    _write_json(output / RUN_FILE, run)  # nothing that was refused leaves a claim behind
+    _write_json(output.folder / RUN_FILE, run)  # nothing that was refused leaves a claim behind
+    output.keep(RUN_FILE)
     trainer.add_callback(Reporter(on_log, should_stop))
+    trainer.add_callback(CheckpointKeeper(output))
     trainer.remove_callback(PrinterCallback)  # `on_log` tells it
     trainer.train_from(checkpoint)
     is_complete = trainer.state.global_step >= trainer.state.max_steps
@@ -93,17 +111,19 @@ def run_student_train(
         if name not in ("step", "epoch")
     }
     if is_complete:
-        trainer.save_model(str(output / "final"))
+        trainer.save_model(str(output.folder / FINAL_FOLDER))
     summary = TrainSummary(
-        output=output / "final",
+        output=output.place_of(FINAL_FOLDER),
         steps=trainer.state.global_step,
         seconds=time.monotonic() - began,
         is_complete=is_complete,
         metrics=metrics,
     )
     if is_complete:
-        fields = asdict(summary) | {"output": "final"}
-        _write_json(output / SUMMARY_FILE, fields)
+        fields = asdict(summary) | {"output": FINAL_FOLDER}
+        _write_json(output.folder / SUMMARY_FILE, fields)
+        output.keep(FINAL_FOLDER)
+        output.keep(SUMMARY_FILE)
     return summary
 
 
@@ -221,7 +241,9 @@ def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
             )
     if lines:
         raise CacheIdentityError(
-            "\n  ".join([f"{reader.path}: this student cannot be trained from this cache:", *lines])
+            "\n  ".join(
+                [f"{reader.address}: this student cannot be trained from this cache:", *lines]
+            )
         )
     return tokenizer
 
@@ -238,21 +260,27 @@ def _run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
     }
 
 
-def _found(output: Path, run: dict[str, Any]) -> TrainSummary | None:
+def _found(output: TrainOutput, run: dict[str, Any]) -> TrainSummary | None:
     """The summary of this very run, if it is finished; refuses a folder that holds another run."""
-    if not (output / RUN_FILE).exists():
+    if not (output.folder / RUN_FILE).exists():
         return None
-    found = _read_json(output / RUN_FILE)
+    found = _read_json(output.folder / RUN_FILE)
     if found != run:
         names = sorted({name for name, _ in _flat(found).items() ^ _flat(run).items()})
         raise RecipeError(
-            f"{output} holds another run: it differs in {', '.join(names)}; name another "
+            f"{output.address} holds another run: it differs in {', '.join(names)}; name another "
             f"train.output, or remove this folder"
         )
-    if not (output / SUMMARY_FILE).exists():
+    if not (output.folder / SUMMARY_FILE).exists():
         return None
-    fields = _read_json(output / SUMMARY_FILE)
-    return TrainSummary(**fields | {"output": output / fields["output"]})
+    fields = _read_json(output.folder / SUMMARY_FILE)
+    fields["output"] = output.place_of(fields["output"])
+    return TrainSummary(**fields)
+
+
+def _with_output(recipe: Recipe, folder: Path) -> Recipe:
+    train = recipe.train.model_copy(update={"output": str(folder)})
+    return recipe.model_copy(update={"train": train})
 
 
 def _make_folder(output: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.cache.files import writing_to
+from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Vocabularies
 from pipeline.config.cache import TokenTargetsConfig
@@ -55,7 +55,7 @@ class WorkItem:
 class CacheSummary:
     """What a run of stage 1 did, and what the cache holds now (`counts` over all its shards)."""
 
-    path: Path
+    address: str
     digest: str
     shards_made: int
     shards_found: int
@@ -83,7 +83,7 @@ class TeacherCacheStage:
         self._backend: TeacherBackend | None = None
         identity = _identity(recipe, self._student, self._teacher, self._index.fingerprint)
         self._writer = CacheWriter.open(
-            Path(recipe.cache.path),
+            recipe.cache.path,
             identity,
             Layout(records_per_part=recipe.cache.records_per_part),
             Vocabularies(
@@ -91,14 +91,11 @@ class TeacherCacheStage:
                 teacher=dict(enumerate(self._teacher.vocabulary())),
             ),
         )
-        self.path = Path(recipe.cache.path)
+        self.address = self._writer.store.address
         self.digest = identity.digest
-        self.work, self.num_committed = self._plan()
         try:
-            with writing_to(self.path):
-                beside = self.path / "recipe.tmp"
-                beside.write_text(resolved_json(recipe), encoding="utf-8")
-                beside.replace(self.path / "recipe.json")
+            self.work, self.num_committed = self._plan()
+            self._writer.write_recipe(resolved_json(recipe))
         except BaseException:
             self._writer.close()
             raise
@@ -156,12 +153,12 @@ class TeacherCacheStage:
         return self._writer.commit(content)
 
     def _plan(self) -> tuple[tuple[WorkItem, ...], int]:
+        parts = [part.number for part in self._index.parts]
         work = [
-            WorkItem(part=part.number, view_start=views.start, view_stop=views.stop)
-            for part in self._index.parts
-            for views in self._writer.missing_views(part.number, self._recipe.noise.views)
+            WorkItem(part=part, view_start=views.start, view_stop=views.stop)
+            for part, views in self._writer.missing(parts, self._recipe.noise.views)
         ]
-        return tuple(work), len(CacheReader.open(self.path, allow_empty=True).entries)
+        return tuple(work), len(read_ledger(self._writer.store))
 
     def _read_pairs(self, part: int) -> tuple[list[Pair], list[Skip]]:
         recipe = self._recipe
@@ -234,11 +231,11 @@ def run_teacher_cache(
 
 def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> CacheSummary:
     """What the cache holds after a run of a stage."""
-    counts = total_counts(CacheReader.open(stage.path, allow_empty=True).entries)
+    counts = total_counts(CacheReader.open(stage.address, allow_empty=True).entries)
     if counts.skips:
         _LOG.warning("records skipped: %s", counts.skips)
     return CacheSummary(
-        path=stage.path,
+        address=stage.address,
         digest=stage.digest,
         shards_made=shards_made,
         shards_found=stage.num_committed,

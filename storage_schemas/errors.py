@@ -45,3 +45,7 @@ class CacheCorruptError(TidecacheError, ValueError):
 
 class CacheWriteError(TidecacheError, OSError):
     """The cache folder cannot be written."""
+
+
+class StoreConnectionError(TidecacheError, ConnectionError):
+    """An object store does not answer, or no longer does; what is committed is kept."""

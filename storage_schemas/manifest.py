@@ -114,6 +114,10 @@ class Manifest(Stored):
     calibration: Calibration | None = None
     fidelity: Fidelity | None = None
 
+    def vocabulary(self, side: Literal["student", "teacher"]) -> FileEntry:
+        """The file that holds one tokenizer's tokens."""
+        return next(file for file in self.vocabularies if file.path.endswith(f"/{side}.parquet"))
+
     @model_validator(mode="after")
     def _digest_fits(self) -> "Manifest":
         if self.digest != self.identity.digest:
@@ -140,9 +144,13 @@ class Counts(Stored):
 
 
 class LedgerEntry(Stored):
-    """One committed shard: the proof that these files are finished."""
+    """One committed shard: the proof that these files are finished.
+
+    Its folder is shards/NAME; on an object store, one of its own under that.
+    """
 
     shard: str
+    folder: Annotated[str, AfterValidator(_stay_inside)]
     part: Count
     view_start: Count
     view_stop: Positive
@@ -154,10 +162,12 @@ class LedgerEntry(Stored):
         expected = shard_name(self.part, self.view_start, self.view_stop)
         if self.shard != expected or self.view_start >= self.view_stop:
             raise ValueError(f"expected shard {expected} with a view or more, got {self.shard}")
-        folder = f"{SHARDS_FOLDER}/{self.shard}/"
+        own = f"{SHARDS_FOLDER}/{self.shard}"
+        if self.folder != own and self.folder.rpartition("/")[0] != own:
+            raise ValueError(f"expected the folder {own} or one in it, got {self.folder}")
         for file in self.files:
-            if not file.path.startswith(folder):
-                raise ValueError(f"expected files under {folder}, got {file.path}")
+            if not file.path.startswith(f"{self.folder}/"):
+                raise ValueError(f"expected files under {self.folder}/, got {file.path}")
         return self
 
     @property
@@ -172,4 +182,4 @@ class LedgerEntry(Stored):
 
     def inner_path(self, file: FileEntry) -> str:
         """The file's path under the shard's own folder."""
-        return file.path.removeprefix(f"{SHARDS_FOLDER}/{self.shard}/")
+        return file.path.removeprefix(f"{self.folder}/")

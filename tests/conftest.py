@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).parent))  # `tiny`, whatever pytest's import mode
+sys.path.insert(0, str(Path(__file__).parent))  # `tiny` and `s3`, whatever pytest's import mode
 
 import pytest
 import torch
@@ -28,3 +28,22 @@ def tiny(tmp_path_factory):
 def make_recipe(tiny):
     """`make_recipe(kind, folder, **{"noise.views": 3})`: a recipe of pipeline "a" or "b"."""
     return tiny.recipe
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A real S3 API on loopback, for the whole session."""
+    from s3 import S3Server
+
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """The URL of a new, empty bucket that this process and its children can reach."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.before = s3_server.after = None
+    return s3_server.make_bucket()

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipeline.cache.inspect_tables import scan_table, scan_vocabulary
 from pipeline.cache.inspect_tokens import scan_top_k
 from pipeline.cache.reader import CacheReader
-from storage_schemas.manifest import SHARDS_FOLDER, VOCABULARY_FOLDER
 
 __all__ = ["scan_chunks", "scan_examples", "scan_top_k", "scan_views", "token_texts"]
 
@@ -56,50 +56,49 @@ _CHUNKS = pl.Schema(
 )
 
 
-def scan_examples(path: Path) -> pl.LazyFrame:
+def scan_examples(address: str | Path) -> pl.LazyFrame:
     """One row an example of a shard: both tokenizations, and the chunks aligned between them."""
-    return _scan(path, "examples.parquet", _EXAMPLES)
+    return _scan(address, "examples.parquet", _EXAMPLES)
 
 
-def scan_views(path: Path) -> pl.LazyFrame:
+def scan_views(address: str | Path) -> pl.LazyFrame:
     """One row a view: its time, and which student positions are masked."""
-    return _scan(path, "views.parquet", _VIEWS)
+    return _scan(address, "views.parquet", _VIEWS)
 
 
-def scan_chunks(path: Path, *, with_text: bool = False) -> pl.LazyFrame:
+def scan_chunks(address: str | Path, *, with_text: bool = False) -> pl.LazyFrame:
     """One row an answered chunk: its spans and the teacher's log-likelihood in nats.
 
     With the text, a column `text` has what the chunk says: its teacher tokens' bytes as UTF-8.
     """
-    chunks = _scan(path, "chunks.parquet", _CHUNKS)
+    chunks = _scan(address, "chunks.parquet", _CHUNKS)
     if not with_text:
         return chunks
-    tokens = token_texts(path, "teacher").select("id", "bytes").collect()
+    tokens = token_texts(address, "teacher").select("id", "bytes").collect()
     bytes_of: dict[int, bytes] = dict(tokens.iter_rows())
 
     def texts(spans: pl.Series) -> pl.Series:
         joined = [b"".join(bytes_of.get(token_id, b"") for token_id in span) for span in spans]
         return pl.Series([span.decode("utf-8", errors="replace") for span in joined], dtype=_TEXT)
 
-    ids = scan_examples(path).select("shard", "example", "teacher_ids")
+    ids = scan_examples(address).select("shard", "example", "teacher_ids")
     span = pl.col("teacher_ids").list.slice(pl.col("t0"), pl.col("t1") - pl.col("t0"))
     text = span.map_batches(texts, return_dtype=_TEXT, is_elementwise=True).alias("text")
     joined = chunks.join(ids, on=["shard", "example"], how="left", maintain_order="left")
     return joined.with_columns(text).drop("teacher_ids")
 
 
-def token_texts(path: Path, side: Literal["student", "teacher"]) -> pl.LazyFrame:
+def token_texts(address: str | Path, side: Literal["student", "teacher"]) -> pl.LazyFrame:
     """One row a token of one tokenizer: id, bytes, and text (undecodable bytes as U+FFFD)."""
-    file = CacheReader.open(path, allow_empty=True).path / VOCABULARY_FOLDER / f"{side}.parquet"
-    return pl.scan_parquet(file, glob=False)
+    reader = CacheReader.open(address, allow_empty=True)
+    return scan_vocabulary(reader, side)
 
 
-def _scan(path: Path, file: str, schema: Mapping[str, Any]) -> pl.LazyFrame:
-    reader = CacheReader.open(path, allow_empty=True)
+def _scan(address: str | Path, file: str, schema: Mapping[str, Any]) -> pl.LazyFrame:
+    reader = CacheReader.open(address, allow_empty=True)
+    columns = [name for name in schema if name != "shard"]
     shards = [
-        pl.scan_parquet(path / SHARDS_FOLDER / entry.shard / file, glob=False).select(
-            pl.lit(entry.shard).alias("shard"), *[name for name in schema if name != "shard"]
-        )
+        scan_table(reader, entry, file, schema).select(pl.lit(entry.shard).alias("shard"), *columns)
         for entry in reader.entries
     ]
     return pl.concat(shards) if shards else pl.LazyFrame(schema=schema)

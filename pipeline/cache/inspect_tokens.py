@@ -13,9 +13,10 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from pipeline.cache.decode import tokens_of
+from pipeline.cache.inspect_tables import scan_vocabulary
 from pipeline.cache.reader import CacheReader
 from storage_schemas.errors import CacheMissingError
-from storage_schemas.manifest import VOCABULARY_FOLDER, LedgerEntry
+from storage_schemas.manifest import LedgerEntry
 from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, VIEWS, Array, decode_table
 from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_array, decode_logits
 
@@ -44,18 +45,18 @@ _OF_RANK = pl.Schema(
 _ALL = pl.Schema({**_OF_POSITION, **_OF_RANK})
 
 
-def scan_top_k(path: Path) -> pl.LazyFrame:
+def scan_top_k(address: str | Path) -> pl.LazyFrame:
     """One row a kept logit: where it stands, its token and text, its probability at T = 1.
 
     probability = exp(logit - logsumexp) over the kept columns; null where T = 1 was not stored.
     is_gold marks the true token. Conditions joined by `&` are pushed down: those on shard and view
     skip whole shards unread, those on a position skip the logits of shards without a match.
     """
-    reader = CacheReader.open(path, allow_empty=True)
+    reader = CacheReader.open(address, allow_empty=True)
     if reader.identity.kept.top_k == 0:
         raise CacheMissingError(
-            f"{path}: expected kept logits, got a cache with chunk likelihoods alone (top_k = 0); "
-            f"look at scan_chunks, or make a cache with top_k > 0"
+            f"{address}: expected kept logits, got a cache with chunk likelihoods alone "
+            f"(top_k = 0); look at scan_chunks, or make a cache with top_k > 0"
         )
     schema = _ALL
 
@@ -224,7 +225,7 @@ def _arrays_for(names: set[str]) -> set[str]:
 
 def _texts(reader: CacheReader) -> pl.Series:
     """The teacher's token texts, by id; null where the vocabulary has a gap."""
-    tokens = pl.read_parquet(reader.path / VOCABULARY_FOLDER / "teacher.parquet", glob=False)
+    tokens = scan_vocabulary(reader, "teacher").collect()
     last: int = tokens["id"].to_numpy().max(initial=-1)
     ids = pl.DataFrame({"id": np.arange(last + 1, dtype=np.int32)})
     return ids.join(tokens, on="id", how="left", maintain_order="left")["text"]

@@ -1,107 +1,155 @@
 """What is finished: the manifest and the ledger, read and checked against the files that exist."""
 
 import json
-import os
+from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import xxhash
 from pydantic import ValidationError
 
-from storage_schemas.errors import CacheCorruptError, CacheIdentityError, CacheMissingError
-from storage_schemas.identity import SCHEMA_VERSION, KeptIdentity, Stored
+from pipeline.cache.store import CacheStore
+from storage_schemas.errors import (
+    CacheCorruptError,
+    CacheIdentityError,
+    CacheMissingError,
+    CacheWriteError,
+)
+from storage_schemas.identity import SCHEMA_VERSION, KeptIdentity
 from storage_schemas.manifest import (
     LEDGER_FOLDER,
     MANIFEST_FILE,
-    SHARDS_FOLDER,
     FileEntry,
     LedgerEntry,
     Manifest,
     views_in_name,
 )
 from storage_schemas.parquet_layout import TABLES
+from storage_schemas.seal import SEAL, sealed_json, unsealed
 from storage_schemas.zarr_layout import TOKENS_FOLDER, token_files
 
 
-def to_json(model: Stored) -> bytes:
-    """The text that is stored: sorted keys, indented, the same for equal models."""
-    text = json.dumps(model.model_dump(mode="json"), sort_keys=True, indent=2, allow_nan=False)
-    return f"{text}\n".encode()
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the cache in this folder."""
-    file = path / MANIFEST_FILE
+def read_manifest(store: CacheStore) -> Manifest:
+    """The manifest of the cache in this store; any changed bit of it is an error."""
+    file = f"{store.address}/{MANIFEST_FILE}"
     try:
-        fields: Any = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
+        data = store.read(MANIFEST_FILE)
+    except FileNotFoundError as error:
         raise CacheMissingError(
-            f"{path}: expected a cache, got no {MANIFEST_FILE} there; "
+            f"{store.address}: expected a cache, got no {MANIFEST_FILE} there; "
             f"make one with 'tidecache teacher-cache', or check the folder's name"
         ) from error
-    except ValueError as error:
-        raise CacheCorruptError(f"{file}: expected JSON, got: {error}") from error
     try:
-        version = fields["identity"]["schema_version"]
-    except (TypeError, KeyError) as error:
+        found: dict[str, Any] = dict(json.loads(data))
+    except (TypeError, ValueError) as error:
         raise CacheCorruptError(
-            f"{file}: expected identity.schema_version, got no such field; not a tidecache cache"
+            f"{file}: expected JSON, got: {error}; restore it from a copy"
         ) from error
-    if version != SCHEMA_VERSION:
-        raise CacheIdentityError(
-            f"{path}: expected schema version {SCHEMA_VERSION}, got {version}; read it with the "
-            f"tidecache that made it ({fields.get('created_by')}), or make the cache anew"
-        )
+    if SEAL not in found:  # other versions may not have sealed theirs
+        _check_version(store, found)
+    try:
+        fields = unsealed(data)
+    except ValueError as error:
+        raise CacheCorruptError(
+            f"{file}: it was changed or damaged: {error}; restore it from a copy"
+        ) from error
+    _check_version(store, fields)
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         raise CacheCorruptError(f"{file}: expected a manifest, got: {error}") from error
 
 
-def read_ledger(path: Path) -> tuple[LedgerEntry, ...]:
-    """Every committed shard, in order of part and view."""
-    entries = [_read_entry(file) for file in (path / LEDGER_FOLDER).glob("*.json")]
+def replace_manifest(store: CacheStore, old: Manifest, new: Manifest) -> None:
+    """Writes a manifest anew, as a whole, if the stored one is `old` still and means the same."""
+    if lines := old.identity.differences(new.identity):
+        raise CacheIdentityError(
+            "\n  ".join([f"{store.address}: a cache's identity never changes, but", *lines])
+        )
+    if not store.exchange(MANIFEST_FILE, sealed_json(old), sealed_json(new)):
+        raise CacheWriteError(
+            f"{store.address}: expected {MANIFEST_FILE} as it was read, got one that another "
+            f"writer has changed meanwhile; run again"
+        )
+
+
+def read_ledger(store: CacheStore) -> tuple[LedgerEntry, ...]:
+    """Every committed shard, in order of part and view; any changed bit of one is an error."""
+    names = [name for name in store.names(LEDGER_FOLDER) if name.endswith(".json")]
+    try:
+        texts = store.read_all(f"{LEDGER_FOLDER}/{name}" for name in names)
+    except FileNotFoundError as error:
+        raise CacheCorruptError(
+            f"{store.address}: expected a ledger that only grows, got an entry that was removed "
+            f"while it was read ({error}); open it again"
+        ) from error
+    entries = [parse_entry(path, data) for path, data in texts.items()]
     entries.sort(key=lambda entry: (entry.part, entry.view_start))
     for entry, following in pairwise(entries):
         if entry.part == following.part and entry.view_stop > following.view_start:
             raise CacheCorruptError(
-                f"{path}: expected each view of a part once, got both shards {entry.shard} and "
-                f"{following.shard}; remove one of the two from {LEDGER_FOLDER}/"
+                f"{store.address}: expected each view of a part once, got both shards "
+                f"{entry.shard} and {following.shard}; remove one of the two from "
+                f"{LEDGER_FOLDER}/"
             )
     return tuple(entries)
 
 
-def committed_views(path: Path, part: int) -> list[range]:
-    """The view ranges of one part that are in the ledger, by the names of its entries."""
-    found = [
-        views_in_name(file.stem) for file in (path / LEDGER_FOLDER).glob(f"p{part:05d}-*.json")
-    ]
-    ranges = [views for named_part, views in filter(None, found) if named_part == part]
-    return sorted(ranges, key=lambda views: views.start)
+def parse_entry(path: str, data: bytes) -> LedgerEntry:
+    """The entry in the ledger file at `path`."""
+    shard = path.removeprefix(f"{LEDGER_FOLDER}/").removesuffix(".json")
+    try:
+        entry = LedgerEntry.model_validate(unsealed(data))
+    except ValueError as error:  # pydantic's are, too
+        raise CacheCorruptError(
+            f"shard {shard}: expected a ledger entry in {path} as it was written, got: {error}; "
+            f"{_make_anew(shard)}"
+        ) from error
+    if entry.shard != shard:
+        raise CacheCorruptError(f"{path}: expected shard {shard}, got {entry.shard}")
+    return entry
 
 
-def check_files(path: Path, manifest: Manifest, entries: tuple[LedgerEntry, ...]) -> None:
-    """Refuses a cache in which a finished file is missing, or has another size."""
+def committed_views(store: CacheStore) -> dict[int, list[range]]:
+    """Part -> the view ranges that are in the ledger, rising, by the names of its entries."""
+    found: dict[int, list[range]] = {}
+    for name in store.names(LEDGER_FOLDER):
+        views = views_in_name(name.removesuffix(".json"))
+        if views is not None and name.endswith(".json"):
+            found.setdefault(views[0], []).append(views[1])
+    for ranges in found.values():
+        ranges.sort(key=lambda views: views.start)
+    return found
+
+
+def check_files(store: CacheStore, manifest: Manifest, entries: Iterable[LedgerEntry]) -> None:
+    """Refuses a cache in which a finished file is missing, or has another size.
+
+    The few that belong to the whole cache are read and hashed; a shard's, when it is read.
+    """
     for file in manifest.vocabularies:
-        _check_file(path, file, "the manifest", "make the cache anew")
-    root = path.resolve()
-    for entry in entries:
-        expected, got = shard_files(entry, manifest.identity.kept), set(_inner_paths(entry))
-        remedy = (
-            f"remove {LEDGER_FOLDER}/{entry.shard}.json and run 'tidecache teacher-cache' again: "
-            f"it makes this shard anew"
+        _check_content(store, file)
+    files = {file: entry for entry in entries for file in _checked(entry, manifest.identity.kept)}
+    sizes = store.sizes([file.path for file in files])
+    for file, entry in files.items():
+        size = sizes.get(file.path)
+        if size != file.size:
+            got = "no such file" if size is None else str(size)
+            raise CacheCorruptError(
+                f"shard {entry.shard}: expected {file.path} of {file.size} bytes, got {got} in "
+                f"{store.address}; {_make_anew(entry.shard)}"
+            )
+
+
+def _checked(entry: LedgerEntry, kept: KeptIdentity) -> tuple[FileEntry, ...]:
+    """The entry's files, once they are known to be those that a shard has."""
+    expected, got = shard_files(entry, kept), set(_inner_paths(entry))
+    if expected != got:
+        raise CacheCorruptError(
+            f"shard {entry.shard}: expected files {sorted(expected)}, the ledger lists "
+            f"{sorted(got)}; {_make_anew(entry.shard)}"
         )
-        if expected != got:
-            raise CacheCorruptError(
-                f"shard {entry.shard}: expected files {sorted(expected)}, the ledger lists "
-                f"{sorted(got)}; {remedy}"
-            )
-        if not (path / SHARDS_FOLDER / entry.shard).resolve().is_relative_to(root):
-            raise CacheCorruptError(
-                f"shard {entry.shard}: expected a folder inside {path}, got a link to elsewhere"
-            )
-        for file in entry.files:
-            _check_file(path, file, f"shard {entry.shard}", remedy)
+    return entry.files
 
 
 def shard_files(entry: LedgerEntry, kept: KeptIdentity) -> set[str]:
@@ -114,27 +162,42 @@ def _inner_paths(entry: LedgerEntry) -> list[str]:
     return [entry.inner_path(file) for file in entry.files]
 
 
-def _check_file(path: Path, file: FileEntry, where: str, remedy: str) -> None:
+def _check_content(store: CacheStore, file: FileEntry) -> None:
     try:
-        size = os.stat(f"{path}/{file.path}").st_size  # noqa: PTH116 (a third of Path.stat's time)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        data = store.read(file.path)
+    except FileNotFoundError as error:
+        got = "no such file"
+        raise _damaged(store, file, got) from error
+    if len(data) != file.size:
+        raise _damaged(store, file, f"{len(data)}")
+    if (digest := xxhash.xxh3_128_hexdigest(data)) != file.xxh3_128:
+        raise _damaged(store, file, f"other content (xxh3 {digest}, not {file.xxh3_128})")
+
+
+def _damaged(store: CacheStore, file: FileEntry, got: str) -> CacheCorruptError:
+    return CacheCorruptError(
+        f"the manifest: expected {file.path} of {file.size} bytes, got {got} in {store.address}; "
+        f"restore that file from a copy, or make the cache anew"
+    )
+
+
+def _check_version(store: CacheStore, fields: dict[str, Any]) -> None:
+    try:
+        version = fields["identity"]["schema_version"]
+    except (TypeError, KeyError) as error:
         raise CacheCorruptError(
-            f"{where}: expected {file.path} of {file.size} bytes, got no such file in {path}; "
-            f"{remedy}"
+            f"{store.address}/{MANIFEST_FILE}: expected identity.schema_version, got no such "
+            f"field; not a tidecache cache"
         ) from error
-    if size != file.size:
-        raise CacheCorruptError(
-            f"{where}: expected {file.path} of {file.size} bytes, got {size} in {path}; {remedy}"
+    if version != SCHEMA_VERSION:
+        raise CacheIdentityError(
+            f"{store.address}: expected schema version {SCHEMA_VERSION}, got {version}; read it "
+            f"with the tidecache that made it ({fields.get('created_by')}), or make the cache anew"
         )
 
 
-def _read_entry(file: Path) -> LedgerEntry:
-    try:
-        entry = LedgerEntry.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise CacheCorruptError(
-            f"shard {file.stem}: expected a ledger entry in {file}, got: {error}"
-        ) from error
-    if entry.shard != file.stem:
-        raise CacheCorruptError(f"{file}: expected shard {file.stem}, got {entry.shard}")
-    return entry
+def _make_anew(shard: str) -> str:
+    return (
+        f"remove {LEDGER_FOLDER}/{shard}.json and run 'tidecache teacher-cache' again: "
+        f"it makes this shard anew"
+    )

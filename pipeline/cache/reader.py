@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from pipeline.cache.decode import decode_shard
 from pipeline.cache.ledger import check_files, read_ledger, read_manifest
-from storage_schemas.errors import CacheCorruptError, CacheMissingError
+from pipeline.cache.store import CacheStore, open_store
+from storage_schemas.errors import CacheCorruptError, CacheMissingError, TidecacheError
 from storage_schemas.identity import CacheIdentity
 from storage_schemas.manifest import LEDGER_FOLDER, FileEntry, LedgerEntry, Manifest
 from storage_schemas.shard import ShardContent
@@ -18,21 +20,27 @@ from storage_schemas.shard import ShardContent
 class CacheReader:
     """A cache as its ledger stood at opening; `entries` in order of part, then view."""
 
-    path: Path
+    store: CacheStore
     manifest: Manifest
     entries: tuple[LedgerEntry, ...]
 
     @classmethod
-    def open(cls, path: Path, *, allow_empty: bool = False) -> "CacheReader":
+    def open(cls, address: str | Path, *, allow_empty: bool = False) -> "CacheReader":
         """Reads manifest and ledger, and checks that every finished file is there in full."""
-        manifest, entries = read_manifest(path), read_ledger(path)
+        store = open_store(address)
+        manifest, entries = read_manifest(store), read_ledger(store)
         if not entries and not allow_empty:
             raise CacheMissingError(
-                f"{path}: expected a committed shard or more, got none in {LEDGER_FOLDER}/; "
+                f"{address}: expected a committed shard or more, got none in {LEDGER_FOLDER}/; "
                 f"run 'tidecache teacher-cache' to its end first"
             )
-        check_files(path, manifest, entries)
-        return cls(path=path, manifest=manifest, entries=entries)
+        check_files(store, manifest, entries)
+        return cls(store=store, manifest=manifest, entries=entries)
+
+    @property
+    def address(self) -> str:
+        """Where the cache is: a local path or a URL."""
+        return self.store.address
 
     @property
     def identity(self) -> CacheIdentity:
@@ -56,24 +64,36 @@ class CacheReader:
             return decode_shard(files, entry, self.identity.kept)
         except CacheCorruptError as error:
             raise CacheCorruptError(
-                f"shard {entry.shard} of {self.path}: {error}; remove "
+                f"shard {entry.shard} of {self.address}: {error}; remove "
                 f"{LEDGER_FOLDER}/{entry.shard}.json and run 'tidecache teacher-cache' again: it "
                 f"makes this shard anew"
             ) from error
 
     def read_files(self, entry: LedgerEntry, files: Iterable[FileEntry]) -> dict[str, bytes]:
         """The bytes of some files of a shard by path under its folder, as the ledger knows them."""
-        return {entry.inner_path(file): self._read(file) for file in files}
+        listed = list(files)
+        found = self._read_all(listed)
+        return {entry.inner_path(file): found[file.path] for file in listed}
 
-    def _read(self, file: FileEntry) -> bytes:
+    def read_vocabulary(self, side: Literal["student", "teacher"]) -> bytes:
+        """The Parquet file of one tokenizer's tokens."""
+        file = self.manifest.vocabulary(side)
+        return self._read_all([file])[file.path]
+
+    def _read_all(self, files: list[FileEntry]) -> dict[str, bytes]:
         try:
-            data = (self.path / file.path).read_bytes()
+            found = self.store.read_all(file.path for file in files)
+        except TidecacheError:
+            raise
         except OSError as error:
-            raise CacheCorruptError(f"expected {file.path}, got: {error}") from error
-        got = xxhash.xxh3_128_hexdigest(data)
-        if (len(data), got) != (file.size, file.xxh3_128):
-            raise CacheCorruptError(
-                f"expected {file.path} of {file.size} bytes with xxh3 {file.xxh3_128}, "
-                f"got {len(data)} bytes with {got}"
-            )
-        return data
+            named = next((file.path for file in files if file.path in str(error)), "its files")
+            raise CacheCorruptError(f"expected {named}, got: {error}") from error
+        for file in files:
+            data = found[file.path]
+            got = xxhash.xxh3_128_hexdigest(data)
+            if (len(data), got) != (file.size, file.xxh3_128):
+                raise CacheCorruptError(
+                    f"expected {file.path} of {file.size} bytes with xxh3 {file.xxh3_128}, "
+                    f"got {len(data)} bytes with {got}"
+                )
+        return found

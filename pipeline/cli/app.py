@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (TOML).")]
-CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache's folder.")]
+CacheAddress = Annotated[str, typer.Argument(metavar="CACHE", help="A cache's folder or URL.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set one key, as in objective.type=calm."),
@@ -98,7 +98,7 @@ def teacher_cache(
         if no_prefect:
             result = _teacher_cache_plain(loaded)
         else:
-            _ensure_server(Path(loaded.cache.path))
+            _ensure_server(loaded.cache.path)
             from flows.call import call_teacher_cache
 
             result = _call(call_teacher_cache, recipe, overrides)
@@ -115,7 +115,7 @@ def student_train(
         if no_prefect:
             result = _student_train_plain(loaded)
         else:
-            _ensure_server(Path(loaded.train.output))
+            _ensure_server(loaded.train.output)
             from flows.call import call_student_train
 
             result = _call(call_student_train, recipe, overrides)
@@ -124,7 +124,7 @@ def student_train(
 
 @app.command()
 def inspect(
-    cache: CacheFolder,
+    cache: CacheAddress,
     record: Annotated[str | None, typer.Option(help="Id of one record to look at.")] = None,
     view: Annotated[int | None, typer.Option(help="Which of its views (0 without).")] = None,
 ) -> None:
@@ -158,7 +158,7 @@ def serve(
     loaded = _load(recipe, overrides)
     from flows.local import ensure_server
 
-    ensure_server(_prefect_home(Path(loaded.cache.path)), scheduling=True)
+    ensure_server(_prefect_home(loaded.cache.path), scheduling=True)
     from flows.serve import serve_recipe
 
     serve_recipe(
@@ -203,14 +203,17 @@ def _student_train_plain(recipe: "Recipe") -> dict[str, Any]:
     return train_result(summary)
 
 
-def _ensure_server(folder: Path) -> None:
+def _ensure_server(address: str) -> None:
     from flows.local import ensure_server
 
-    ensure_server(_prefect_home(folder), is_quiet=sys.stderr.isatty())
+    ensure_server(_prefect_home(address), is_quiet=sys.stderr.isatty())
 
 
-def _prefect_home(folder: Path) -> Path:
-    return folder / ".prefect"
+def _prefect_home(address: str) -> Path:
+    """Beside what is made; where that lies in an object store, in the current folder."""
+    from pipeline.storage.address import local_folder
+
+    return local_folder(address) / ".prefect"
 
 
 def _call(

@@ -24,36 +24,36 @@ _BAR_WIDTH = 40
 _SHOWN_TOKENS = 5
 
 
-def show_cache(path: Path) -> None:
+def show_cache(address: str | Path) -> None:
     """Identity, shards, counts and bytes, and how certain the teacher was of the true text."""
-    reader = CacheReader.open(path, allow_empty=True)
+    reader = CacheReader.open(address, allow_empty=True)
     console = _console()
     console.print(_identity_table(reader))
     console.print(_content_table(reader))
     if reader.entries:
-        console.print(_certainty_table(path))
+        console.print(_certainty_table(address))
 
 
-def show_view(path: Path, record_id: str, view: int) -> None:
+def show_view(address: str | Path, record_id: str, view: int) -> None:
     """The text of a record with what was masked, and the teacher's answer to each masked chunk."""
     of_view = (pl.col("record_id") == record_id) & (pl.col("view") == view)
-    views = scan_views(path).filter(of_view).collect()
+    views = scan_views(address).filter(of_view).collect()
     if views.is_empty():
         raise CacheMissingError(
-            f"{path}: expected view {view} of record {record_id!r}, got none; "
-            f"{_what_is_there(path, record_id)}"
+            f"{address}: expected view {view} of record {record_id!r}, got none; "
+            f"{_what_is_there(address, record_id)}"
         )
     shown = views.row(0, named=True)
     of_example = (pl.col("shard") == shown["shard"]) & (pl.col("example") == shown["example"])
-    example = scan_examples(path).filter(of_example).collect().row(0, named=True)
-    answers = scan_chunks(path, with_text=True).filter(of_example, pl.col("view") == view)
+    example = scan_examples(address).filter(of_example).collect().row(0, named=True)
+    answers = scan_chunks(address, with_text=True).filter(of_example, pl.col("view") == view)
     console = _console()
     console.print(
         f"record {record_id}  view {view}  time {shown['time']:.3f}  shard {shown['shard']}"
     )
-    console.print(_text(path, example["student_ids"], shown["is_masked"]))
-    has_tokens = CacheReader.open(path).identity.kept.top_k > 0
-    tokens = _top_tokens(path, shown["shard"], record_id, view) if has_tokens else {}
+    console.print(_text(address, example["student_ids"], shown["is_masked"]))
+    has_tokens = CacheReader.open(address).identity.kept.top_k > 0
+    tokens = _top_tokens(address, shown["shard"], record_id, view) if has_tokens else {}
     console.print(_answers_table(answers.collect(), tokens))
 
 
@@ -64,7 +64,7 @@ def _console() -> Console:
 
 
 def _identity_table(reader: CacheReader) -> Table:
-    table = _table("cache", "", title=str(reader.path))
+    table = _table("cache", "", title=reader.address)
     table.add_row("digest", reader.manifest.digest)
     table.add_row("made by", f"tidecache {reader.manifest.created_by}")
     for name, value in _flat(reader.identity):
@@ -111,7 +111,7 @@ def _content_table(reader: CacheReader) -> Table:
     return table
 
 
-def _certainty_table(path: Path) -> Table:
+def _certainty_table(address: str | Path) -> Table:
     """How many answered chunks fall in each tenth of the teacher's probability."""
     bins = (
         (pl.col("logp").cast(pl.Float64).exp() * _NUM_BINS)
@@ -120,7 +120,7 @@ def _certainty_table(path: Path) -> Table:
         .cast(pl.Int32)
         .alias("bin")
     )
-    found = scan_chunks(path).select(bins).group_by("bin").len().collect()
+    found = scan_chunks(address).select(bins).group_by("bin").len().collect()
     sizes: dict[int, int] = dict(found.iter_rows())
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     table = _table("p(true chunk)", ">chunks", ">share", "", title="the teacher's certainty")
@@ -132,17 +132,17 @@ def _certainty_table(path: Path) -> Table:
     return table
 
 
-def _what_is_there(path: Path, record_id: str) -> str:
-    views = scan_views(path).filter(pl.col("record_id") == record_id).select("view").collect()
+def _what_is_there(address: str | Path, record_id: str) -> str:
+    views = scan_views(address).filter(pl.col("record_id") == record_id).select("view").collect()
     if not views.is_empty():
         return f"of this record there are views {sorted(views['view'].to_list())}"
-    ids = scan_views(path).select("record_id").unique(maintain_order=True).head(3).collect()
+    ids = scan_views(address).select("record_id").unique(maintain_order=True).head(3).collect()
     return f"ids look like {ids['record_id'].to_list()}"
 
 
-def _text(path: Path, ids: list[int], is_masked: list[bool]) -> Text:
+def _text(address: str | Path, ids: list[int], is_masked: list[bool]) -> Text:
     """The student's sequence; what the view masks is marked."""
-    tokens = token_texts(path, "student").select("id", "bytes").collect()
+    tokens = token_texts(address, "student").select("id", "bytes").collect()
     bytes_of: dict[int, bytes] = dict(tokens.iter_rows())
     text = Text()
     start = 0
@@ -159,10 +159,10 @@ def _style(is_masked: bool) -> str:
     return "bold yellow" if is_masked else "dim"
 
 
-def _top_tokens(path: Path, shard: str, record_id: str, view: int) -> dict[int, list[str]]:
+def _top_tokens(address: str | Path, shard: str, record_id: str, view: int) -> dict[int, list[str]]:
     """The likeliest tokens of each kept teacher position, with their probabilities at T = 1."""
     rows = (
-        scan_top_k(path)
+        scan_top_k(address)
         .filter(
             pl.col("shard") == shard,
             pl.col("view") == view,

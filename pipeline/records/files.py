@@ -1,11 +1,14 @@
 """Which files a path, a glob or an fsspec URL stands for, and how one is opened."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from fsspec.core import OpenFile, url_to_fs  # pyright: ignore
 
+from pipeline.storage.address import OBJECT_STORES, scheme_of
+from pipeline.storage.connection import register_with_fsspec, require_obstore, talking_to
 from storage_schemas.errors import RecipeError
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -35,13 +38,32 @@ def innermost(file: str) -> str:
     return file.partition("::")[0]
 
 
-def opened(file: str, compression: str | None = None) -> AbstractContextManager[BinaryIO]:
+@contextmanager
+def opened(file: str, compression: str | None = None) -> Generator[BinaryIO]:
     """The file's bytes, decompressed."""
-    system, name = cast("tuple[Any, str]", url_to_fs(file))
-    return cast("AbstractContextManager[BinaryIO]", OpenFile(system, name, "rb", compression))
+    with _reaching(file):
+        system, name = cast("tuple[Any, str]", url_to_fs(file))
+        system.info(name)  # refused here; a file of obstore's that fails to open is left half made
+        with cast("BinaryIO", OpenFile(system, name, "rb", compression)) as stream:
+            yield stream
+
+
+def _reaching(file: str) -> AbstractContextManager[None]:
+    """Object stores are reached as the cache reaches them, and fail with the same errors."""
+    stored = next((link for link in file.split("::") if scheme_of(link) in OBJECT_STORES), None)
+    if stored is None:
+        return nullcontext()
+    require_obstore(stored)
+    register_with_fsspec()
+    return talking_to(stored)
 
 
 def _expand(path: str) -> list[str]:
+    with _reaching(path):
+        return _expand_reached(path)
+
+
+def _expand_reached(path: str) -> list[str]:
     try:
         system, name = cast("tuple[Any, str]", url_to_fs(path))
     except (ImportError, ValueError) as e:

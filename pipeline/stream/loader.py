@@ -23,7 +23,7 @@ class CacheStream:
         self.num_views = sum(entry.counts.num_views for entry in reader.entries)
         if self.num_views == 0:
             raise CacheMissingError(
-                f"{reader.path}: expected views to train on, got a cache whose records were all "
+                f"{reader.address}: expected views to train on, got a cache whose records were all "
                 f"skipped; 'tidecache inspect' tells why"
             )
 

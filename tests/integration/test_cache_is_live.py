@@ -71,7 +71,7 @@ def live_reader(recipe: Recipe, *, batch_tokens: int) -> LiveReader:
 
     stored = CacheReader.open(Path(recipe.cache.path))
     return LiveReader(
-        path=stored.path, manifest=stored.manifest, entries=stored.entries, score=score
+        store=stored.store, manifest=stored.manifest, entries=stored.entries, score=score
     )
 
 

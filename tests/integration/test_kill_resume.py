@@ -36,7 +36,8 @@ import importlib, json, os, signal, sys
 import torch
 torch.set_num_threads(1)
 from pipeline.config.recipe import parse_recipe
-import pipeline.cache.files, pipeline.cache.writer, pipeline.student_train, pipeline.teacher_cache
+import pipeline.cache.files, pipeline.cache.local_store, pipeline.cache.writer
+import pipeline.student_train, pipeline.teacher_cache
 
 def die_at(name, call):
     *modules, attribute = name.split(".")
@@ -50,7 +51,10 @@ def die_at(name, call):
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **options)
-    for module in [owner, pipeline.cache.writer, pipeline.teacher_cache, pipeline.student_train]:
+    for module in [
+        owner, pipeline.cache.local_store, pipeline.cache.writer,
+        pipeline.teacher_cache, pipeline.student_train,
+    ]:
         if getattr(module, attribute, None) is real:
             setattr(module, attribute, deadly)
 

@@ -1,5 +1,6 @@
 """Commits that are killed, raced or refused."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from cache_content import LAYOUT, VOCABULARIES, content_of, identity_of, same
 
+from pipeline.cache.local_store import LocalStore
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter
 from storage_schemas.errors import CacheCorruptError, CacheWriteError
@@ -105,10 +107,10 @@ def test_files_are_on_disk_before_they_get_their_name_and_the_ledger_comes_last(
     renamed = log.index(("rename", str(tmp_path / "shards" / entry.shard)))
     synced = [path for step, path in log[:renamed] if step == "fsync"]
     assert all(
-        any(path.endswith(f"/shard/{entry.inner_path(file)}") for path in synced)
+        any(path.endswith(f"/files/{entry.inner_path(file)}") for path in synced)
         for file in entry.files
     )
-    assert any(path.endswith("/shard/tokens.zarr/ids/c/0") for path in synced)  # folders too
+    assert any(path.endswith("/files/tokens.zarr/ids/c/0") for path in synced)  # folders too
     assert log[renamed + 1 :] == [
         ("fsync", str(tmp_path / "shards")),
         ("link", str(tmp_path / "ledger" / f"{entry.shard}.json")),
@@ -124,7 +126,7 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_an_undisturbed_run(tmp_pat
         "def rename(*args):\n"
         "    real(*args)\n"
         "    count[0] += 1\n"
-        "    if count[0] == 4: os.kill(os.getpid(), signal.SIGKILL)\n"  # shard there, ledger not
+        "    if count[0] == 3: os.kill(os.getpid(), signal.SIGKILL)\n"  # shard there, ledger not
         "os.rename = rename\n"
         "t.run_stage(Path(sys.argv[1]))\n"
     )
@@ -218,6 +220,94 @@ def test_a_full_disk_leaves_no_trace_and_a_later_commit_succeeds(tmp_path, monke
                 writer.commit(contents()[0])
         assert tree(tmp_path) == before
         assert writer.commit(contents()[0]).shard == "p00000-v0000-0002"
+
+
+def test_a_disk_that_fills_up_at_any_moment_is_a_clear_error_and_a_later_run_completes(
+    tmp_path, monkeypatch
+):
+    run_stage(tmp_path / "whole", parts=1)
+    expected = tree(tmp_path / "whole")
+    fsync, calls = os.fsync, []
+
+    def full_from(number: int):
+        calls.clear()
+
+        def call(descriptor):
+            calls.append(descriptor)
+            if len(calls) > number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        return call
+
+    number = 0
+    while True:
+        path = tmp_path / f"full-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full_from(number))
+            try:
+                run_stage(path, parts=1)
+            except CacheWriteError as error:
+                assert "No space left on device; free some room" in str(error)  # noqa: PT017
+            else:
+                break
+        assert not list(path.glob("tmp/writer-*"))
+        run_stage(path, parts=1)
+        assert tree(path) == expected
+        number += 1
+    assert number > 20
+
+
+def test_files_that_cannot_be_written_in_full_are_never_committed(tmp_path):
+    """A limit on the size of files stands for a full disk: the operating system cuts the write."""
+    run_stage(tmp_path / "whole")
+    sizes = sorted(len(data) for name, data in tree(tmp_path / "whole").items() if "shards" in name)
+    program = (
+        "import resource, sys; from pathlib import Path; import test_commit as t\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({sizes[-1] - 1},) * 2)\n"
+        "t.run_stage(Path(sys.argv[1]))\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    command = [sys.executable, "-c", program, tmp_path / "cut"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "CacheWriteError" in done.stderr
+    assert "File too large" in done.stderr
+    run_stage(tmp_path / "cut")
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_a_cache_on_a_read_only_file_system_can_be_read_and_not_written(tmp_path, monkeypatch):
+    run_stage(tmp_path / "cache", parts=1)
+    real = os.open
+
+    def refusing(path, flags, *args, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *args, **options)
+
+    before = tree(tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        with pytest.raises(CacheWriteError, match=r"writable folder .*Read-only file system"):
+            run_stage(tmp_path / "cache")
+        with pytest.raises(CacheWriteError, match="Read-only file system"):
+            LocalStore(tmp_path / "cache").replace("recipe.json", b"")
+        reader = CacheReader.open(tmp_path / "cache")
+        assert same(reader.read_shard(reader.entries[0]), contents()[0])
+    assert tree(tmp_path / "cache") == before
+    run_stage(tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_that_is_not_ones_own_is_refused(tmp_path):
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(CacheWriteError, match="Permission denied"):
+            run_stage(tmp_path / "cache")
+    finally:
+        tmp_path.chmod(0o755)
 
 
 def test_shards_without_their_manifest_are_not_written_over(tmp_path):

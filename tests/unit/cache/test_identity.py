@@ -74,6 +74,7 @@ def test_a_ledger_entry_lists_files_of_its_own_shard_only():
         "part": 0,
         "view_start": 0,
         "view_stop": 1,
+        "folder": "shards/p00000-v0000-0001",
         "counts": counts | {"skips": {}},
         "files": [{"path": "shards/p00001-v0000-0001/x", "size": 1, "xxh3_128": "0" * 32}],
     }
@@ -81,3 +82,6 @@ def test_a_ledger_entry_lists_files_of_its_own_shard_only():
         LedgerEntry.model_validate(fields)
     with pytest.raises(ValidationError, match="expected shard p00001-v0000-0001"):
         LedgerEntry.model_validate(fields | {"part": 1})
+    for folder in ("shards/p00001-v0000-0001", "shards/p00000-v0000-0001/a/b", "ledger"):
+        with pytest.raises(ValidationError, match="expected the folder"):
+            LedgerEntry.model_validate(fields | {"folder": folder})

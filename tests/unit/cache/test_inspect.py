@@ -162,14 +162,15 @@ def test_what_is_pushed_down_changes_no_result(path, shards, name):
 
 def files_read(monkeypatch, query) -> set[str]:
     seen: set[str] = set()
-    real = CacheReader._read
+    real = CacheReader.read_files
 
-    def noted(self, file):
-        seen.add(file.path)
-        return real(self, file)
+    def noted(self, entry, files):
+        listed = list(files)
+        seen.update(file.path for file in listed)
+        return real(self, entry, listed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CacheReader, "_read", noted)
+        patch.setattr(CacheReader, "read_files", noted)
         query.collect()
     return seen
 

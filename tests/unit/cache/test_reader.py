@@ -12,6 +12,7 @@ from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter
 from storage_schemas.errors import CacheCorruptError, CacheIdentityError, CacheMissingError
 from storage_schemas.parquet_layout import VIEWS, decode_table
+from storage_schemas.seal import sealed_fields, unsealed
 from storage_schemas.zarr_layout import decode_array
 
 IDENTITY = identity_of(top_k=2)
@@ -34,9 +35,10 @@ def cache(whole, tmp_path) -> Path:
 
 
 def edit(file: Path, change) -> None:
-    fields = json.loads(file.read_text())
+    """Changes what a file says, and seals it anew: more than any damage could do."""
+    fields = unsealed(file.read_bytes())
     change(fields)
-    file.write_text(json.dumps(fields))
+    file.write_bytes(sealed_fields(fields))
 
 
 def files_of(path: Path) -> list[str]:
@@ -161,7 +163,8 @@ def test_ledger_entries_that_overlap_or_lie_about_their_name_are_refused(cache):
     (ledger / "p00007-v0000-0002.json").unlink()
     other = "p00001-v0001-0003"
     fields = json.loads(text.replace(SHARD, other)) | {"view_start": 1, "view_stop": 3}
-    (ledger / f"{other}.json").write_text(json.dumps(fields))
+    del fields["seal"]
+    (ledger / f"{other}.json").write_bytes(sealed_fields(fields))
     with pytest.raises(CacheCorruptError, match=f"both shards {SHARD} and {other}"):
         CacheReader.open(cache)
 

@@ -25,6 +25,7 @@ def entry_of(content, files) -> LedgerEntry:
         part=content.part,
         view_start=content.view_start,
         view_stop=content.view_stop,
+        folder=f"shards/{content.name}",
         files=tuple(file_entry(f"shards/{content.name}/{name}", files[name]) for name in files),
         counts=count(content),
     )

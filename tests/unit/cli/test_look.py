@@ -1,6 +1,7 @@
 """`tidecache inspect` on a small real cache of each pipeline."""
 
 import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from pipeline.teacher_cache import run_teacher_cache
 @pytest.fixture(scope="module", params=["a", "b"])
 def cache(request, make_recipe, tmp_path_factory):
     recipe = make_recipe(request.param, tmp_path_factory.mktemp(request.param))
-    return run_teacher_cache(recipe).path
+    return run_teacher_cache(recipe).address
 
 
 def look(*arguments: object):
@@ -69,8 +70,8 @@ def test_what_is_not_there_is_said(cache, tmp_path):
 
 
 def test_a_damaged_cache_exits_3(make_recipe, tmp_path):
-    path = run_teacher_cache(make_recipe("a", tmp_path)).path
-    next(path.glob("shards/*/chunks.parquet")).unlink()
+    path = run_teacher_cache(make_recipe("a", tmp_path)).address
+    next(Path(path).glob("shards/*/chunks.parquet")).unlink()
     result = look(path)
     assert result.exit_code == 3
     assert "it makes this shard anew" in result.stderr

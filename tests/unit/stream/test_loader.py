@@ -55,7 +55,7 @@ def cache(tiny, tmp_path_factory):
 def reader(cache):
     plain = CacheReader.open(Path(cache))
     Counted.num_alive = Counted.most_alive = 0
-    return CountingReader(path=plain.path, manifest=plain.manifest, entries=plain.entries)
+    return CountingReader(store=plain.store, manifest=plain.manifest, entries=plain.entries)
 
 
 def _stream(reader, batch_size=5, has_tokens=True):
@@ -109,6 +109,6 @@ def test_a_cache_without_a_view_is_refused(reader):
         entry.model_copy(update={"counts": entry.counts.model_copy(update={"num_views": 0})})
         for entry in reader.entries
     )
-    empty = CacheReader(path=reader.path, manifest=reader.manifest, entries=entries)
+    empty = CacheReader(store=reader.store, manifest=reader.manifest, entries=entries)
     with pytest.raises(CacheMissingError, match="expected views to train on"):
         _stream(empty)

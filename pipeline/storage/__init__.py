@@ -1,0 +1,1 @@
+"""Where things are kept: local folders, and object stores by URL."""

@@ -1,0 +1,267 @@
+"""Both stages wholly on an object store: records, cache and checkpoints, over a real S3 API."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import obstore
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from tiny import assert_same
+
+from flows.events import cache_address
+from flows.results import cache_result, train_result
+from flows.transient import TRANSIENT_ERRORS
+from pipeline.cache.inspect import (
+    scan_chunks,
+    scan_examples,
+    scan_top_k,
+    scan_views,
+    token_texts,
+)
+from pipeline.cache.reader import CacheReader
+from pipeline.records.source import index_records
+from pipeline.storage.connection import connect
+from pipeline.student_train import run_student_train
+from pipeline.teacher_cache import run_teacher_cache
+from storage_schemas.errors import (
+    CacheMissingError,
+    CacheWriteError,
+    RecipeError,
+    StoreConnectionError,
+)
+
+READER = """
+import hashlib, sys
+from pipeline.cache.reader import CacheReader
+from pipeline.stream.loader import CacheStream
+reader = CacheReader.open(sys.argv[1])
+stream = CacheStream(reader, batch_size=4, seed=int(sys.argv[2]), has_tokens=True)
+digest = hashlib.sha256()
+for number, batch in zip(range(18), stream.batches()):  # three epochs
+    digest.update(batch.student_ids_BS.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def contents_of(address: str):
+    reader = CacheReader.open(address)
+    return [reader.read_shard(entry) for entry in reader.entries]
+
+
+def objects_in(address: str) -> set[str]:
+    return {meta["path"] for meta in obstore.list(connect(address)).collect()}
+
+
+@pytest.fixture(scope="module")
+def local(make_recipe, tmp_path_factory):
+    """Both stages of pipeline B on a local disk, undisturbed."""
+    folder = tmp_path_factory.mktemp("local")
+    recipe = make_recipe("b", folder, **{"train.save_steps": 2})
+    run_teacher_cache(recipe)
+    run_student_train(recipe, shows_progress=False)
+    return recipe
+
+
+@pytest.fixture
+def remote(make_recipe, tiny, bucket, tmp_path):
+    """The same recipe with everything but the models in a bucket."""
+    obstore.put(connect(f"{bucket}/data"), "records.jsonl", tiny.records.read_bytes())
+    return make_recipe(
+        "b",
+        tmp_path,
+        **{
+            "records.paths": [f"{bucket}/data/*.jsonl"],
+            "cache.path": f"{bucket}/caches/one",
+            "train.output": f"{bucket}/students/one",
+            "train.save_steps": 2,
+        },
+    )
+
+
+def test_both_stages_run_wholly_on_an_object_store_as_on_a_disk(remote, local, tmp_path):
+    logs: list[dict[str, float]] = []
+    made = run_teacher_cache(remote)
+    assert (made.shards_made, made.is_complete) == (3, True)
+    assert cache_result(made)["address"] == cache_address(remote) == remote.cache.path
+    assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
+    again = run_teacher_cache(remote)
+    assert (again.shards_made, again.shards_found, again.digest) == (0, 3, made.digest)
+
+    trained = run_student_train(remote, on_log=logs.append, shows_progress=False)
+    assert trained.is_complete
+    assert train_result(trained)["output"] == f"{remote.train.output}/final"
+    store = connect(remote.train.output)
+    got = obstore.get(store, "final/model.safetensors").bytes().to_bytes()
+    assert got == (Path(local.train.output) / "final" / "model.safetensors").read_bytes()
+    assert {path.split("/")[0] for path in objects_in(remote.train.output)} == {
+        "run.json", "summary.json", "final", "checkpoint-4", "checkpoint-6",
+    }  # fmt: skip
+    found = run_student_train(remote, on_log=lambda logs: pytest.fail("no step"))
+    assert (found.steps, found.metrics, found.output) == (6, trained.metrics, trained.output)
+    assert not list(tmp_path.iterdir())  # nothing went to the disk
+
+
+def test_looking_at_a_remote_cache_shows_what_a_local_one_shows(remote, local, s3_server):
+    run_teacher_cache(remote)
+    near, far = local.cache.path, remote.cache.path
+    for scan in (scan_examples, scan_views, scan_chunks, scan_top_k):
+        assert_frame_equal(scan(far).collect(), scan(near).collect())
+    for side in ("student", "teacher"):
+        assert_frame_equal(token_texts(far, side).collect(), token_texts(near, side).collect())
+    texts = [scan_chunks(path, with_text=True).collect() for path in (far, near)]
+    assert_frame_equal(*texts)
+    some = pl.col("logp") < -1
+    queries = [
+        scan_chunks(path).filter(some).select("chunk", "logp").head(5) for path in (far, near)
+    ]
+    assert_frame_equal(*[query.collect() for query in queries])
+    lazy = scan_chunks(far)
+    s3_server.requests.clear()
+    lazy.select("logp")
+    assert not s3_server.requests  # a scan that is not collected reads nothing
+
+
+def test_a_lost_connection_is_a_clear_error_and_a_later_run_completes(remote, local, s3_server):
+    def stop(entry, done, total):
+        s3_server.stop()
+
+    try:
+        with pytest.raises(StoreConnectionError, match="expected the object store to answer") as e:
+            run_teacher_cache(remote, on_shard=stop)
+        assert isinstance(e.value, TRANSIENT_ERRORS)
+        assert "what is committed is kept: run again" in str(e.value)
+        assert "Debug" not in str(e.value)
+        with pytest.raises(StoreConnectionError):
+            run_teacher_cache(remote)
+        with pytest.raises(StoreConnectionError):
+            index_records(remote.records, 5)
+    finally:
+        s3_server.start()
+    assert len(CacheReader.open(remote.cache.path).entries) == 1
+    summary = run_teacher_cache(remote)
+    assert (summary.shards_found, summary.shards_made, summary.is_complete) == (1, 2, True)
+    assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
+
+
+def test_a_connection_lost_amid_a_shards_files_leaves_nothing_that_counts(remote, local, s3_server):
+    puts: list[str] = []
+
+    def lose(method: str, path: str) -> int | None:
+        if method == "PUT" and "/shards/p00001" in path:
+            puts.append(path)
+            return 503 if len(puts) > 5 else None
+        return None
+
+    s3_server.before = lose
+    with pytest.raises(StoreConnectionError):
+        run_teacher_cache(remote)
+    s3_server.before = None
+    assert [entry.part for entry in CacheReader.open(remote.cache.path).entries] == [0]
+    assert run_teacher_cache(remote).is_complete
+    assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
+
+
+def test_training_that_loses_the_store_goes_on_from_the_last_whole_checkpoint(
+    remote, local, s3_server
+):
+    run_teacher_cache(remote)
+    puts: list[str] = []
+
+    def lose(method: str, path: str) -> int | None:
+        if method == "PUT" and "checkpoint-4" in path:
+            puts.append(path)
+            return 503 if len(puts) > 3 else None
+        return None
+
+    s3_server.before = lose
+    with pytest.raises(StoreConnectionError):
+        run_student_train(remote, shows_progress=False)
+    s3_server.before = None
+    there = objects_in(remote.train.output)
+    assert "checkpoint-2/trainer_state.json" in there
+    assert [path for path in there if path.startswith("checkpoint-4/")]  # a part of it
+    assert "checkpoint-4/trainer_state.json" not in there
+    steps: list[float] = []
+    summary = run_student_train(
+        remote, on_log=lambda logs: steps.append(logs["step"]), shows_progress=False
+    )
+    assert summary.is_complete
+    assert steps[0] == 3
+    got = obstore.get(connect(remote.train.output), "final/model.safetensors").bytes().to_bytes()
+    assert got == (Path(local.train.output) / "final" / "model.safetensors").read_bytes()
+
+
+def test_another_run_in_the_same_place_is_refused(remote):
+    run_teacher_cache(remote)
+    run_student_train(remote, shows_progress=False)
+    train = remote.train.model_copy(update={"learning_rate": 0.5})
+    other = remote.model_copy(update={"train": train})
+    with pytest.raises(RecipeError, match=r"s3://.*holds another run: .*learning_rate"):
+        run_student_train(other, shows_progress=False)
+
+
+def test_two_runs_on_one_cache_at_once_share_it_and_neither_tears_a_shard(remote, local):
+    barrier = Barrier(2)
+
+    def run(_: int) -> int:
+        barrier.wait()
+        return run_teacher_cache(remote, on_shard=lambda *_: None).counts.num_views
+
+    with ThreadPoolExecutor(2) as pool:
+        views = list(pool.map(run, range(2)))
+    assert max(views) == CacheReader.open(local.cache.path).num_views * 12
+    assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
+    reader = CacheReader.open(remote.cache.path)
+    listed = {file.path for entry in reader.entries for file in entry.files}
+    there = {path for path in objects_in(remote.cache.path) if path.startswith("shards/")}
+    assert there == listed  # what the second one made of a shard is gone again
+
+
+def test_several_processes_stream_from_one_remote_cache_at_once(remote, local):
+    run_teacher_cache(remote)
+    jobs = [(address, seed) for seed in (0, 1) for address in (remote.cache.path, local.cache.path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, address, str(seed)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for address, seed in jobs
+    ]
+    said = [worker.communicate()[0].strip() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * len(jobs)
+    assert said[0] == said[1]
+    assert said[2] == said[3]
+    assert said[0] != said[2]
+
+
+def test_opening_a_cache_lists_it_instead_of_asking_for_each_file(remote, s3_server):
+    run_teacher_cache(remote)
+    s3_server.requests.clear()
+    reader = CacheReader.open(remote.cache.path)
+    num_files = sum(len(entry.files) for entry in reader.entries)
+    # manifest, two vocabularies, the entries; the lists of ledger/ and shards/
+    assert s3_server.requests == {"GET": 3 + len(reader.entries) + 2}
+    assert num_files > 3 * sum(s3_server.requests.values())
+
+
+def test_a_bucket_that_is_not_there_is_refused_with_advice(remote, local):
+    def with_field(recipe, table: str, **fields):
+        changed = getattr(recipe, table).model_copy(update=fields)
+        return recipe.model_copy(update={table: changed})
+
+    with pytest.raises(CacheWriteError, match="make it first, or check its name"):
+        run_teacher_cache(with_field(remote, "cache", path="s3://nowhere/cache"))
+    with pytest.raises(CacheMissingError, match="expected a cache, got no"):
+        run_student_train(with_field(remote, "cache", path="s3://nowhere/cache"))
+    with pytest.raises(RecipeError, match=r"NoSuchBucket.*check the address"):
+        run_student_train(with_field(local, "train", output="s3://nowhere/out"))
+    with pytest.raises(RecipeError, match=r"NoSuchBucket.*check the address"):
+        run_teacher_cache(with_field(remote, "records", paths=("s3://nowhere/records.jsonl",)))
