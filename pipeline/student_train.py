@@ -18,6 +18,7 @@ from pipeline.stream.loader import CacheStream
 from pipeline.student.model import check_block_attention, load_student
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import Distillation, build_distillation
+from pipeline.train.expand import expander
 from pipeline.train.output import CheckpointKeeper, TrainOutput, open_output
 from pipeline.train.tensors import TensorBatch, as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
@@ -80,12 +81,20 @@ def _train(
     output.fetch_checkpoint()
     began = time.monotonic()
     shared = recipe.pipeline.vocab if isinstance(recipe.pipeline, SharedTokenizer) else None
-    distillation = build_distillation(recipe.objective, shared_vocab=shared)
+    basis = reader.read_basis()  # also where no objective needs it: a damaged cache is refused
+    has_tokens = isinstance(recipe.objective, TokenObjective)
+    device = torch.device("cpu" if _uses_cpu(recipe.train.device) else "cuda")
+    distillation = build_distillation(
+        recipe.objective,
+        shared_vocab=shared,
+        expand=expander(reader.identity.kept, basis, device) if has_tokens else None,
+    )
     cache = CacheStream(
         reader,
         batch_size=recipe.train.batch_size,
         seed=recipe.train.seed,
-        has_tokens=isinstance(recipe.objective, TokenObjective),
+        has_tokens=has_tokens,
+        basis=basis,
     )
     set_seed(recipe.train.seed)
     trainer, checkpoint = make_trainer(
@@ -228,10 +237,10 @@ def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
         if got != want
     ]
     if isinstance(recipe.objective, TokenObjective):
-        if identity.kept.top_k == 0:
+        if not identity.kept.has_distributions:
             lines.append(
                 f"objective {recipe.objective.type!r} needs token distributions, the cache keeps "
-                "chunk likelihoods alone"
+                "chunk likelihoods, and at most a top k to look at"
             )
         elif recipe.objective.temperature not in identity.kept.temperatures:
             lines.append(

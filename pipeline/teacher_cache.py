@@ -10,24 +10,36 @@ from types import TracebackType
 
 from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
-from pipeline.cache.writer import CacheWriter, Vocabularies
-from pipeline.config.cache import TokenTargetsConfig
+from pipeline.cache.writer import CacheWriter, Calibrated, Vocabularies
+from pipeline.config.cache import (
+    EvenTailConfig,
+    MeanLogitTailConfig,
+    TargetsConfig,
+    TokenTargetsConfig,
+)
 from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
 from pipeline.diffusion.corrupt import corrupt
+from pipeline.records.reserve import REASON, Reserve, reserved_for
 from pipeline.records.source import index_records, read_part
+from pipeline.targets.sketch import SketchEncoder
 from pipeline.teacher.answer import Keep, KeepChunks, KeepTokens, answer_views
 from pipeline.teacher.backend import TeacherBackend
+from pipeline.teacher.calibrate import Reserved, calibrate
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.teacher.weights import weights_digest
 from pipeline.text.pair import make_pair
 from pipeline.text.tokenizer import ChatTokenizer, check_shared_vocabulary
 from storage_schemas.errors import RecipeError, RecordError
-from storage_schemas.examples import Pair
+from storage_schemas.examples import Pair, Record
 from storage_schemas.identity import (
     CacheIdentity,
+    EvenTail,
     KeptIdentity,
     LengthsIdentity,
+    MeanLogitTail,
     NoiseIdentity,
+    SketchTail,
+    Tail,
     TeacherIdentity,
 )
 from storage_schemas.manifest import Counts, Layout, LedgerEntry, shard_name
@@ -81,7 +93,16 @@ class TeacherCacheStage:
         if self._index.num_records == 0:
             raise RecipeError("expected a record or more in [records], got none")
         self._backend: TeacherBackend | None = None
+        self._encoder: SketchEncoder | None = None
         identity = _identity(recipe, self._student, self._teacher, self._index.fingerprint)
+        self._identity = identity
+        reserved = identity.kept.calibration_records
+        if reserved >= self._index.num_records:
+            raise RecipeError(
+                f"expected fewer targets.tail.calibration_records than the "
+                f"{self._index.num_records} records there are, got {reserved}: they are never "
+                f"cached; name fewer, or another tail"
+            )
         self._writer = CacheWriter.open(
             recipe.cache.path,
             identity,
@@ -90,6 +111,7 @@ class TeacherCacheStage:
                 student=dict(enumerate(self._student.vocabulary())),
                 teacher=dict(enumerate(self._teacher.vocabulary())),
             ),
+            self._calibrate if reserved else None,
         )
         self.address = self._writer.store.address
         self.digest = identity.digest
@@ -137,7 +159,7 @@ class TeacherCacheStage:
             mask_id=self._teacher.mask_id,
             seed=recipe.noise.seed,
             demo_ratio=compdemo.ratio if compdemo is not None else None,
-            keep=_keep(self._writer.manifest.identity.kept),
+            keep=self._keep(),
         )
         content = ShardContent(
             part=item.part,
@@ -161,47 +183,93 @@ class TeacherCacheStage:
         return tuple(work), len(read_ledger(self._writer.store))
 
     def _read_pairs(self, part: int) -> tuple[list[Pair], list[Skip]]:
-        recipe = self._recipe
+        """The examples of a part that are to be cached; what is not is a Skip."""
         pairs: list[Pair] = []
         skips: list[Skip] = []
-        for record in read_part(recipe.records, self._index, part):
-            if isinstance(record, Skip):
-                skips.append(record)
-                continue
-            try:
-                pairs.append(
-                    make_pair(
-                        record,
-                        self._student,
-                        self._teacher,
-                        student_length=recipe.student.length,
-                        teacher_length=recipe.teacher.length,
-                        block_size=recipe.student.block_size,
-                        teacher_block_size=recipe.teacher_block_size,
-                        is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
-                    )
+        for record in read_part(self._recipe.records, self._index, part):
+            if isinstance(record, Record) and self._reserved_for(record) is not None:
+                message = "reserved for the calibration of the sketch, and never cached"
+                record = Skip(
+                    where=record.where, record_id=record.id, reason=REASON, message=message
                 )
-            except RecordError as error:
-                skips.append(
-                    Skip(
-                        where=record.where,
-                        record_id=record.id,
-                        reason=error.reason,
-                        message=str(error),
-                    )
-                )
+            found = record if isinstance(record, Skip) else self._pair(record)
+            if isinstance(found, Skip):
+                skips.append(found)
+            else:
+                pairs.append(found)
         return pairs, skips
+
+    def _reserved_for(self, record: Record) -> Reserve | None:
+        return reserved_for(
+            record.id,
+            seed=self._recipe.noise.seed,
+            count=self._identity.kept.calibration_records,
+            num_records=self._index.num_records,
+        )
+
+    def _pair(self, record: Record) -> Pair | Skip:
+        recipe = self._recipe
+        try:
+            return make_pair(
+                record,
+                self._student,
+                self._teacher,
+                student_length=recipe.student.length,
+                teacher_length=recipe.teacher.length,
+                block_size=recipe.student.block_size,
+                teacher_block_size=recipe.teacher_block_size,
+                is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
+            )
+        except RecordError as error:
+            return Skip(
+                where=record.where, record_id=record.id, reason=error.reason, message=str(error)
+            )
+
+    def _calibrate(self) -> Calibrated:
+        """The basis of a new cache, from the records that are reserved for it."""
+        found: dict[Reserve, list[Pair]] = {"calibration": [], "search": []}
+        for part in self._index.parts:
+            for record in read_part(self._recipe.records, self._index, part.number):
+                use = None if isinstance(record, Skip) else self._reserved_for(record)
+                pair = self._pair(record) if use is not None else None
+                if isinstance(pair, Pair):
+                    found[use].append(pair)
+        _LOG.info("calibration on %d records", len(found["calibration"]))
+        reserved = Reserved(
+            calibration=found["calibration"],
+            search=found["search"],
+            noise=self._identity.noise,
+            mask_id=self._teacher.mask_id,
+        )
+        return calibrate(self._teacher_backend(), reserved, self._identity.kept)
+
+    def _keep(self) -> Keep:
+        kept, basis, device = (
+            self._identity.kept,
+            self._writer.basis,
+            self._teacher_backend().device,
+        )
+        if not kept.has_tokens:
+            return KeepChunks()
+        if basis is not None and basis.rank and self._encoder is None:
+            self._encoder = SketchEncoder.of(basis, device)
+        return KeepTokens(
+            k=kept.top_k,
+            temperatures=kept.temperatures,
+            vocab_size=kept.vocab_size,
+            sketch=self._encoder,
+        )
 
     def _teacher_backend(self) -> TeacherBackend:
         if self._backend is None:
             backend = TransformersBackend.load(
                 self._recipe.teacher, block_size=self._recipe.teacher_block_size
             )
-            if backend.vocab_size < self._writer.manifest.identity.kept.vocab_size:
+            if backend.vocab_size < self._identity.kept.vocab_size:
                 raise RecipeError(
-                    f"expected a teacher with at least "
-                    f"{self._writer.manifest.identity.kept.vocab_size} logits a position, got "
-                    f"{backend.vocab_size}; check pipeline.vocab and the teacher's tokenizer"
+                    f"expected a teacher with at least {self._identity.kept.vocab_size} logits a "
+                    f"position, got {backend.vocab_size}; check pipeline.vocab and the teacher's "
+                    f"tokenizer"
                 )
             self._backend = backend
         return self._backend
@@ -273,17 +341,10 @@ def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
     )
 
 
-def _keep(kept: KeptIdentity) -> Keep:
-    if kept.top_k == 0:
-        return KeepChunks()
-    return KeepTokens(k=kept.top_k, temperatures=kept.temperatures, vocab_size=kept.vocab_size)
-
-
 def _identity(
     recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
 ) -> CacheIdentity:
     targets, attention = recipe.targets, recipe.teacher.attention
-    is_top_k = isinstance(targets, TokenTargetsConfig)
     shared = recipe.pipeline
     vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
     return CacheIdentity(
@@ -310,10 +371,39 @@ def _identity(
             eps=recipe.noise.eps,
             demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
         ),
-        kept=KeptIdentity(
-            top_k=min(targets.k, vocab_size) if is_top_k else 0,
-            logits_dtype=targets.logits_dtype if is_top_k else "float32",
-            temperatures=targets.temperatures if is_top_k else (),
+        kept=_kept(targets, vocab_size),
+    )
+
+
+def _kept(targets: TargetsConfig, vocab_size: int) -> KeptIdentity:
+    if isinstance(targets, TokenTargetsConfig):
+        return KeptIdentity(
+            top_k=min(targets.k, vocab_size),
+            logits_dtype=targets.logits_dtype,
+            temperatures=targets.temperatures,
             vocab_size=vocab_size,
-        ),
+            tail=_tail(targets),
+        )
+    # for the eye alone: float16 is enough, and T = 1 gives the probabilities
+    return KeptIdentity(
+        top_k=min(targets.k, vocab_size),
+        logits_dtype="float16",
+        temperatures=(1.0,) if targets.k else (),
+        vocab_size=vocab_size,
+    )
+
+
+def _tail(targets: TokenTargetsConfig) -> Tail:
+    tail = targets.tail
+    if isinstance(tail, EvenTailConfig):
+        return EvenTail()
+    if isinstance(tail, MeanLogitTailConfig):
+        return MeanLogitTail(calibration_records=tail.calibration_records)
+    asks, amount = tail.asked
+    return SketchTail(
+        asks=asks,
+        amount=amount,
+        temperature=max(targets.temperatures),
+        rank=tail.rank,
+        calibration_records=tail.calibration_records,
     )

@@ -56,7 +56,7 @@ class KeptTargets:
         )
 
     @staticmethod
-    def joined(parts: "Sequence[KeptTargets]") -> "KeptTargets":
+    def joined(parts: Sequence["KeptTargets"]) -> "KeptTargets":
         """The rows of all parts, one after the other."""
         return KeptTargets(
             ids_MK=np.concatenate([one.ids_MK for one in parts]),

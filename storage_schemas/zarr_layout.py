@@ -139,12 +139,11 @@ def decode_tokens(
     is_joint_M: NDArray[np.bool_],
     chunk_logp_M: Floats,
     with_top_k: bool = True,
-    with_sketch: bool = True,
 ) -> KeptTargets:
     """The rows of tokens.zarr, from the bytes of its files.
 
     chunk_logp_M: the logp of the chunk that each token belongs to. What is not asked for is left
-    out (K = 0, R = 0), and not decoded.
+    out and not decoded: the top k (K = 0), and without a basis the sketch (R = 0).
     """
     rows = TokenRows(num_rows=len(is_joint_M), num_joint=int(is_joint_M.sum()))
     gold_logp_M = chunk_logp_M.copy()
@@ -154,7 +153,7 @@ def decode_tokens(
     sketch_MR = np.empty((rows.num_rows, 0), np.int16)
     if with_top_k and kept.top_k:
         ids_MK, logits_MK = decode_ids(files, kept, rows), decode_logits(files, kept, rows)
-    if with_sketch and basis is not None and basis.coder is not None:
+    if basis is not None and basis.coder is not None:
         coded = decode_array(files, kept, rows, "sketch")
         sketch_MR = decode_sketch(coded, rows.num_rows, basis.coder)
     return KeptTargets(
@@ -277,7 +276,7 @@ def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[i
         return np.asarray(array[...])
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise CacheCorruptError(
-            f"array {name}: expected {dtype} {list(shape)}, {error if isinstance(error, CacheCorruptError) else f'got: {error}'}"
+            f"array {name}: expected {dtype} {list(shape)} whole and undamaged: {error}"
         ) from error
 
 

@@ -136,7 +136,9 @@ class Tiny:
                 "batch_tokens": 512,
             },
             "noise": {"views": 2} if is_a else {"views": 2, "compdemo": {}},
-            "targets": {"type": "chunks"} if is_a else {"type": "tokens", "k": 16},
+            "targets": {"type": "chunks", "k": 0}
+            if is_a
+            else {"type": "tokens", "k": 16, "tail": {"type": "even"}},
             "cache": {"path": str(folder / "cache"), "records_per_part": 5},
             "objective": {"type": "reverse_calm"} if is_a else {"type": "tidal_kl"},
             "train": {

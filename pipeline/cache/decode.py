@@ -20,7 +20,12 @@ from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_tokens
 
 
 def decode_shard(
-    files: Mapping[str, bytes], entry: LedgerEntry, kept: KeptIdentity, basis: Basis | None
+    files: Mapping[str, bytes],
+    entry: LedgerEntry,
+    kept: KeptIdentity,
+    basis: Basis | None,
+    *,
+    with_top_k: bool = True,
 ) -> ShardContent:
     """The content whose files (by path under the shard's folder) these are."""
     examples = _decode_examples(decode_table(EXAMPLES, files["examples.parquet"]))
@@ -44,6 +49,7 @@ def decode_shard(
             basis,
             is_joint_M=is_joint_M,
             chunk_logp_M=np.repeat(chunks.arrays["logp"], size_C),
+            with_top_k=with_top_k,
         )
     return ShardContent(
         part=entry.part,

@@ -18,7 +18,13 @@ from pipeline.cache.reader import CacheReader
 from storage_schemas.errors import CacheMissingError
 from storage_schemas.manifest import LedgerEntry
 from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, VIEWS, Array, decode_table
-from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_array, decode_logits
+from storage_schemas.zarr_layout import (
+    TOKENS_FOLDER,
+    TokenRows,
+    decode_array,
+    decode_ids,
+    decode_logits,
+)
 
 _OF_SHARD = pl.Schema({"shard": pl.String(), "view": pl.Int32()})
 _OF_POSITION = pl.Schema(
@@ -188,21 +194,22 @@ def _ranks(
     prefixes = [f"{TOKENS_FOLDER}/{name}/" for name in _arrays_for(names)]
     listed = [f for f in entry.files if any(p in f.path for p in prefixes)]
     files = tokens_of(reader.read_files(entry, listed))
-    num_rows = entry.counts.num_token_rows
+    counts = entry.counts
+    rows = TokenRows(num_rows=counts.num_token_rows, num_joint=counts.num_joint_rows)
     columns: dict[str, Array | pl.Series] = {}
     if "rank" in names:
         columns["rank"] = np.tile(np.arange(kept.top_k, dtype=np.int32), len(row_M))
     if names & {"token_id", "token", "is_gold"}:
-        ids_MK = decode_array(files, kept, num_rows, "ids").view(np.int32)[row_M]
+        ids_MK = decode_ids(files, kept, rows)[row_M]
         columns["token_id"] = ids_MK.ravel()
         columns["is_gold"] = (ids_MK == gold_M[:, None]).ravel()
         if "token" in names:
             columns["token"] = texts.gather(ids_MK.ravel(), null_on_oob=True)
     if names & {"logit", "probability"}:
-        logits_MK = decode_logits(files, kept, num_rows)[row_M]
+        logits_MK = decode_logits(files, kept, rows)[row_M]
         columns["logit"] = logits_MK.ravel()
         if "probability" in names and 1.0 in kept.temperatures:
-            logsumexp_MJ = decode_array(files, kept, num_rows, "logsumexp").astype(np.float64)
+            logsumexp_MJ = decode_array(files, kept, rows, "logsumexp").astype(np.float64)
             normalizer_M = logsumexp_MJ[row_M, kept.temperatures.index(1.0)]
             columns["probability"] = np.exp(logits_MK - normalizer_M[:, None]).ravel()
     size = len(row_M) * kept.top_k
@@ -217,7 +224,7 @@ def _ranks(
 def _arrays_for(names: set[str]) -> set[str]:
     arrays: set[str] = set()
     if names & {"token_id", "token", "is_gold"}:
-        arrays |= {"ids"}
+        arrays |= {"ids_low", "ids_high"}
     if names & {"logit", "probability"}:
         arrays |= {"logits", "logit_max", "logit_step", "logsumexp"}
     return arrays

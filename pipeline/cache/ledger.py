@@ -9,6 +9,7 @@ import xxhash
 from pydantic import ValidationError
 
 from pipeline.cache.store import CacheStore
+from storage_schemas.basis import Basis
 from storage_schemas.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -17,6 +18,7 @@ from storage_schemas.errors import (
 )
 from storage_schemas.identity import SCHEMA_VERSION, KeptIdentity
 from storage_schemas.manifest import (
+    BASIS_FOLDER,
     LEDGER_FOLDER,
     MANIFEST_FILE,
     FileEntry,
@@ -26,7 +28,7 @@ from storage_schemas.manifest import (
 )
 from storage_schemas.parquet_layout import TABLES
 from storage_schemas.seal import SEAL, sealed_json, unsealed
-from storage_schemas.zarr_layout import TOKENS_FOLDER, token_files
+from storage_schemas.zarr_layout import TOKENS_FOLDER, TokenRows, decode_basis, token_files
 
 
 def read_manifest(store: CacheStore) -> Manifest:
@@ -125,12 +127,15 @@ def committed_views(store: CacheStore) -> dict[int, list[range]]:
 def check_files(store: CacheStore, manifest: Manifest, entries: Iterable[LedgerEntry]) -> None:
     """Refuses a cache in which a finished file is missing, or has another size.
 
-    The few that belong to the whole cache are read and hashed; a shard's, when it is read.
+    The vocabularies are read and hashed; the basis and the shards, when they are read.
     """
     for file in manifest.vocabularies:
-        _check_content(store, file)
+        _read_common(store, file)
     files = {file: entry for entry in entries for file in _checked(entry, manifest.identity.kept)}
-    sizes = store.sizes([file.path for file in files])
+    sizes = store.sizes([file.path for file in (*manifest.basis, *files)])
+    for file in manifest.basis:
+        if sizes.get(file.path) != file.size:
+            raise _damaged(store, file, str(sizes.get(file.path, "no such file")))
     for file, entry in files.items():
         size = sizes.get(file.path)
         if size != file.size:
@@ -139,6 +144,17 @@ def check_files(store: CacheStore, manifest: Manifest, entries: Iterable[LedgerE
                 f"shard {entry.shard}: expected {file.path} of {file.size} bytes, got {got} in "
                 f"{store.address}; {_make_anew(entry.shard)}"
             )
+
+
+def read_basis(store: CacheStore, manifest: Manifest) -> Basis | None:
+    """The basis that the cache's sketches are decoded with; None where it has none."""
+    if not manifest.basis:
+        return None
+    files = {
+        file.path.partition(f"/{BASIS_FOLDER}/")[2]: _read_common(store, file)
+        for file in manifest.basis
+    }
+    return decode_basis(files)
 
 
 def _checked(entry: LedgerEntry, kept: KeptIdentity) -> tuple[FileEntry, ...]:
@@ -154,7 +170,9 @@ def _checked(entry: LedgerEntry, kept: KeptIdentity) -> tuple[FileEntry, ...]:
 
 def shard_files(entry: LedgerEntry, kept: KeptIdentity) -> set[str]:
     """Every path under the shard's folder that a shard with these counts has."""
-    tokens = token_files(kept, entry.counts.num_token_rows)
+    counts = entry.counts
+    rows = TokenRows(num_rows=counts.num_token_rows, num_joint=counts.num_joint_rows)
+    tokens = token_files(kept, rows)
     return {*TABLES, *(f"{TOKENS_FOLDER}/{file}" for file in tokens)}
 
 
@@ -162,16 +180,16 @@ def _inner_paths(entry: LedgerEntry) -> list[str]:
     return [entry.inner_path(file) for file in entry.files]
 
 
-def _check_content(store: CacheStore, file: FileEntry) -> None:
+def _read_common(store: CacheStore, file: FileEntry) -> bytes:
     try:
         data = store.read(file.path)
     except FileNotFoundError as error:
-        got = "no such file"
-        raise _damaged(store, file, got) from error
+        raise _damaged(store, file, "no such file") from error
     if len(data) != file.size:
         raise _damaged(store, file, f"{len(data)}")
     if (digest := xxhash.xxh3_128_hexdigest(data)) != file.xxh3_128:
         raise _damaged(store, file, f"other content (xxh3 {digest}, not {file.xxh3_128})")
+    return data
 
 
 def _damaged(store: CacheStore, file: FileEntry, got: str) -> CacheCorruptError:

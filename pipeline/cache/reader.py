@@ -8,8 +8,9 @@ from typing import Literal
 import xxhash
 
 from pipeline.cache.decode import decode_shard
-from pipeline.cache.ledger import check_files, read_ledger, read_manifest
+from pipeline.cache.ledger import check_files, read_basis, read_ledger, read_manifest
 from pipeline.cache.store import CacheStore, open_store
+from storage_schemas.basis import Basis
 from storage_schemas.errors import CacheCorruptError, CacheMissingError, TidecacheError
 from storage_schemas.identity import CacheIdentity
 from storage_schemas.manifest import LEDGER_FOLDER, FileEntry, LedgerEntry, Manifest
@@ -57,11 +58,30 @@ class CacheReader:
                 views[entry.part] = entry.view_stop
         return min(views.values(), default=0)
 
-    def read_shard(self, entry: LedgerEntry) -> ShardContent:
-        """The whole content of one shard."""
+    def read_basis(self) -> Basis | None:
+        """What the sketches are decoded with; None where the cache has none."""
+        return read_basis(self.store, self.manifest)
+
+    def read_shard(
+        self,
+        entry: LedgerEntry,
+        basis: Basis | None = None,
+        *,
+        with_top_k: bool = True,
+    ) -> ShardContent:
+        """The content of one shard; every byte is checked, what is not wanted is not decoded.
+
+        Sketches are decoded with the basis; without one they are left out (R = 0).
+        """
         try:
             files = self.read_files(entry, entry.files)
-            return decode_shard(files, entry, self.identity.kept)
+            return decode_shard(
+                files,
+                entry,
+                self.identity.kept,
+                basis,
+                with_top_k=with_top_k,
+            )
         except CacheCorruptError as error:
             raise CacheCorruptError(
                 f"shard {entry.shard} of {self.address}: {error}; remove "

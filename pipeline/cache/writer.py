@@ -5,7 +5,7 @@ How a commit holds against kills and other writers is the store's affair (`local
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,10 +17,12 @@ from pipeline.cache.ledger import (
     check_files,
     committed_views,
     parse_entry,
+    read_basis,
     read_ledger,
     read_manifest,
 )
 from pipeline.cache.store import CacheStore, StoreWriter, open_store
+from storage_schemas.basis import Basis
 from storage_schemas.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -29,10 +31,13 @@ from storage_schemas.errors import (
 )
 from storage_schemas.identity import CacheIdentity, differences
 from storage_schemas.manifest import (
+    BASIS_FOLDER,
+    COMMON_FOLDER,
     LEDGER_FOLDER,
     MANIFEST_FILE,
     SHARDS_FOLDER,
     VOCABULARY_FOLDER,
+    Calibration,
     Layout,
     LedgerEntry,
     Manifest,
@@ -40,6 +45,7 @@ from storage_schemas.manifest import (
 from storage_schemas.parquet_layout import encode_vocabulary
 from storage_schemas.seal import sealed_json
 from storage_schemas.shard import ShardContent
+from storage_schemas.zarr_layout import encode_basis
 
 _LOG = logging.getLogger(__name__)
 _RECIPE_FILE = "recipe.json"
@@ -53,12 +59,23 @@ class Vocabularies:
     teacher: Mapping[int, bytes]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What a calibration gives: the basis, and how it came about."""
+
+    basis: Basis
+    report: Calibration
+
+
 class CacheWriter:
     """A cache open for adding shards; several may be, in any number of processes and threads."""
 
-    def __init__(self, store: CacheStore, manifest: Manifest, writer: StoreWriter) -> None:
+    def __init__(
+        self, store: CacheStore, manifest: Manifest, writer: StoreWriter, basis: Basis | None
+    ) -> None:
         self.store = store
         self.manifest = manifest
+        self.basis = basis
         self._writer: StoreWriter | None = writer
 
     @classmethod
@@ -68,22 +85,29 @@ class CacheWriter:
         identity: CacheIdentity,
         layout: Layout,
         vocabularies: Vocabularies,
+        calibrate: Callable[[], Calibrated] | None = None,
     ) -> "CacheWriter":
-        """Makes the cache, or opens the one that is there if it was made from the same inputs."""
+        """Makes the cache, or opens the one that is there if it was made from the same inputs.
+
+        `calibrate` gives the basis of a new cache, where the identity asks for one. Of several
+        writers that make it at once, one's basis stays, and all go on with that.
+        """
         store = open_store(address)
         writer = store.open_writer()
         try:
             try:
                 manifest = read_manifest(store)
             except CacheMissingError:
-                _create(store, writer, identity, layout, vocabularies)
+                made = calibrate() if calibrate is not None else None
+                _create(store, writer, identity, layout, vocabularies, made)
                 manifest = read_manifest(store)
             _refuse_other_inputs(store, manifest, identity, layout)
             check_files(store, manifest, read_ledger(store))
+            basis = read_basis(store, manifest)
         except BaseException:
             writer.close()
             raise
-        return cls(store, manifest, writer)
+        return cls(store, manifest, writer, basis)
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -129,7 +153,7 @@ class CacheWriter:
         that writer's. Views that overlap another shard's are refused.
         """
         assert self._writer is not None, "the writer is closed"
-        files = encode_shard(content, self.manifest.identity.kept)
+        files = encode_shard(content, self.manifest.identity.kept, self.basis)
         ledger_file = f"{LEDGER_FOLDER}/{content.name}.json"
 
         def entry_in(folder: str) -> LedgerEntry:
@@ -176,14 +200,22 @@ def _create(
     identity: CacheIdentity,
     layout: Layout,
     vocabularies: Vocabularies,
+    made: Calibrated | None,
 ) -> None:
-    """Vocabularies first, the manifest last: with it the folder is a cache."""
+    """Vocabularies and basis first, the manifest last: with it the folder is a cache."""
+    needs_basis = identity.kept.calibration_records > 0
+    assert (made is not None) == needs_basis, "a basis where the identity asks for one"
     files = {
-        "student.parquet": encode_vocabulary(vocabularies.student),
-        "teacher.parquet": encode_vocabulary(vocabularies.teacher),
+        f"{VOCABULARY_FOLDER}/student.parquet": encode_vocabulary(vocabularies.student),
+        f"{VOCABULARY_FOLDER}/teacher.parquet": encode_vocabulary(vocabularies.teacher),
     }
+    if made is not None:
+        encoded = encode_basis(made.basis)
+        files |= {f"{BASIS_FOLDER}/{name}": data for name, data in encoded.items()}
 
     def manifest_of(folder: str) -> bytes:
+        entries = [file_entry(f"{folder}/{name}", files[name]) for name in sorted(files)]
+        is_basis = [f"/{BASIS_FOLDER}/" in entry.path for entry in entries]
         return sealed_json(
             Manifest(
                 created_by=_version(),
@@ -191,8 +223,10 @@ def _create(
                 identity=identity,
                 layout=layout,
                 vocabularies=tuple(
-                    file_entry(f"{folder}/{name}", data) for name, data in files.items()
+                    e for e, basis in zip(entries, is_basis, strict=True) if not basis
                 ),
+                basis=tuple(e for e, basis in zip(entries, is_basis, strict=True) if basis),
+                calibration=made.report if made is not None else None,
             )
         )
 
@@ -206,7 +240,7 @@ def _create(
             )
         return False
 
-    writer.commit(VOCABULARY_FOLDER, files, MANIFEST_FILE, manifest_of, is_there)
+    writer.commit(COMMON_FOLDER, files, MANIFEST_FILE, manifest_of, is_there)
 
 
 def _refuse_other_inputs(

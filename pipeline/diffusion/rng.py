@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Stream = Literal["time", "mask", "compdemo"]
+Stream = Literal["time", "mask", "compdemo", "reserve"]
 
 
 def uniforms_for(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pipeline.cache.reader import CacheReader
 from pipeline.stream.collate import View, collate
 from pipeline.stream.order import view_order
+from storage_schemas.basis import Basis
 from storage_schemas.batch import Batch
 from storage_schemas.errors import CacheMissingError
 from storage_schemas.shard import ShardContent
@@ -14,12 +15,20 @@ class CacheStream:
     """Endless batches of `batch_size` views; batches run on over the ends of epochs."""
 
     def __init__(
-        self, reader: CacheReader, *, batch_size: int, seed: int, has_tokens: bool
+        self,
+        reader: CacheReader,
+        *,
+        batch_size: int,
+        seed: int,
+        has_tokens: bool,
+        basis: Basis | None = None,
     ) -> None:
+        """`has_tokens` brings the token targets along, their sketches decoded with the basis."""
         self._reader = reader
         self._batch_size = batch_size
         self._seed = seed
         self._has_tokens = has_tokens
+        self._basis = basis if has_tokens else None
         self.num_views = sum(entry.counts.num_views for entry in reader.entries)
         if self.num_views == 0:
             raise CacheMissingError(
@@ -53,4 +62,6 @@ class CacheStream:
             del held[i]
         for i in buffer:
             if i not in held:
-                held[i] = self._reader.read_shard(self._reader.entries[i])
+                held[i] = self._reader.read_shard(
+                    self._reader.entries[i], self._basis, with_top_k=self._has_tokens
+                )

@@ -17,10 +17,13 @@ from pipeline.targets.sketch import SketchEncoder, shrink
 from storage_schemas.basis import Basis
 
 _COVARIANCE_RIDGE, _METRIC_RIDGE = 1e-6, 1e-7  # shares of the mean diagonal
-_FITTED_ROWS = 4096  # rows that the entropy coder and the bias are fitted to
 _BLOCK_ROWS, _BLOCK_COLUMNS = 512, 2**14
 _LEAST_SCALE = 0.2  # in steps: coefficients below it are as good as always zero
 _LEAST_SHARE = 2 / 3  # of the hidden size: sketch dimensions that are kept in any case
+
+
+LogitsOf = Callable[[Float[Tensor, "M H"]], Float[Tensor, "M V"]]
+"""The kept columns of the head's logits."""
 
 
 class Moments:
@@ -76,7 +79,7 @@ class Axes:
         """The basis at a step, without its coder; rank None keeps what the step can tell from 0."""
         told = int((self.scale_H >= _LEAST_SCALE * step).sum())
         least = round(_LEAST_SHARE * len(self.mean_H))
-        kept = slice(min(rank or max(told, least), len(self.scale_H)))
+        kept = slice(min(max(told, least) if rank is None else rank, len(self.scale_H)))
         return Basis(
             mean_H=_array(self.mean_H),
             encode_HR=_array(self.encode_HH[:, kept]),
@@ -94,7 +97,10 @@ def find_axes(moments: Moments, bias_V: Float[Tensor, " V"] | None) -> Axes:
     """The axes of the hidden states in which equal errors do equal harm to likely logits.
 
     With C = cov(h) and G = W' diag(w) W, W centered so that w'W = 0 (a constant a row harms no
-    softmax), C^(1/2) G C^(1/2) = Q L Q' gives E = C^(-1/2) Q L^(1/2) and D = L^(-1/2) Q' C^(1/2) W':
+    softmax), C^(1/2) G C^(1/2) = Q L Q' gives
+
+        E = C^(-1/2) Q L^(1/2),    D = L^(-1/2) Q' C^(1/2) W':
+
     coefficients (h - mean) E of variance L, in nats of w-weighted rms logit.
     """
     share_V = moments.share_V
@@ -121,15 +127,17 @@ def find_axes(moments: Moments, bias_V: Float[Tensor, " V"] | None) -> Axes:
 def fitted(
     basis: Basis,
     hidden_NH: Float[Tensor, "N H"],
-    logits_of: Callable[[Float[Tensor, "M H"]], Float[Tensor, "M V"]],
+    logits_of: LogitsOf,
+    *,
+    num_rows: int = 4096,
 ) -> Basis:
-    """The basis with its entropy coder and its static bias, fitted to (4,096) calibration rows.
+    """The basis with its entropy coder and its static bias, fitted to `num_rows` of the rows.
 
     The bias is that of rounding without shaping: one vector, which takes out most of what coarse
     rounding adds to every logit alike.
     """
     encoder = SketchEncoder.of(basis, hidden_NH.device)
-    rows_NH = hidden_NH[:: max(1, len(hidden_NH) // _FITTED_ROWS)][:_FITTED_ROWS]
+    rows_NH = hidden_NH[:: max(1, len(hidden_NH) // num_rows)][:num_rows]
     target_NR = encoder.coefficients(rows_NH)
     rounded_NR = shrink(target_NR, encoder.threshold_R).round()
     error_R = ((target_NR - rounded_NR) ** 2).mean(0) * basis.step**2
@@ -142,18 +150,14 @@ def fitted(
 
 
 def encode_rows(
-    encoder: SketchEncoder,
-    hidden_MH: Float[Tensor, "M H"],
-    logits_of: Callable[[Float[Tensor, "M H"]], Float[Tensor, "M V"]],
+    encoder: SketchEncoder, hidden_MH: Float[Tensor, "M H"], logits_of: LogitsOf
 ) -> Int[Tensor, "M R"]:
     """The sketch of many rows whose logits are made a block at a time."""
     blocks = hidden_MH.split(_BLOCK_ROWS)
     return torch.cat([encoder.encode(block, logits_of(block)) for block in blocks])
 
 
-def _decoding(
-    back_HH: Float[Tensor, "R H"], head_VH: Float[Tensor, "V H"]
-) -> Float[Tensor, "R V"]:
+def _decoding(back_HH: Float[Tensor, "R H"], head_VH: Float[Tensor, "V H"]) -> Float[Tensor, "R V"]:
     """The product in float16, made a few columns at a time: in float32 it is gigabytes."""
     blocks = head_VH.split(_BLOCK_COLUMNS)
     return torch.cat([(back_HH @ block.T).half() for block in blocks], dim=1)

@@ -16,9 +16,9 @@ def kl_at(
     """KL(true || rebuilt) of each row at a temperature, in nats."""
     true_logp_MV = (true_MV / temperature).log_softmax(-1)
     rebuilt_logp_MV = (rebuilt_MV / temperature).log_softmax(-1)
-    return functional.kl_div(
-        rebuilt_logp_MV, true_logp_MV, log_target=True, reduction="none"
-    ).sum(-1)
+    return functional.kl_div(rebuilt_logp_MV, true_logp_MV, log_target=True, reduction="none").sum(
+        -1
+    )
 
 
 def tidal_gradient_error(

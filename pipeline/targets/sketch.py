@@ -41,7 +41,9 @@ class SketchEncoder:
             mean_H=torch.from_numpy(basis.mean_H).to(device),
             encode_HR=torch.from_numpy(basis.encode_HR).to(device),
             decode_VR=decode_RV.T.contiguous(),
-            threshold_R=_RATE / 2 * bit_slopes(torch.from_numpy(basis.scale_R) / basis.step).to(device),
+            threshold_R=_RATE
+            / 2
+            * bit_slopes(torch.from_numpy(basis.scale_R) / basis.step).to(device),
             step=basis.step,
             temperature=basis.temperature,
         )
@@ -116,9 +118,7 @@ def bit_slopes(rms_R: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
     return -rho_R.log2().float()
 
 
-def shrink(
-    number: Float[Tensor, "..."], threshold: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
+def shrink(number: Float[Tensor, "..."], threshold: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Towards zero by the threshold: rounded, it minimizes (x - q)^2 + 2 threshold |q|."""
     return number.sign() * (number.abs() - threshold).clamp_min(0)
 
@@ -136,7 +136,7 @@ def round_shaped(
     few rows of S costs R K^2 and not R^3: with P = (I_K + sum_{j < lo} s_j s_j')^-1, columns
     [lo, hi) have the complement I + S_b' P S_b.
     """
-    num_rows, num_seen, rank = seen_MKR.shape
+    _, num_seen, rank = seen_MKR.shape
     whole_MR = torch.zeros_like(target_MR)
     felt_MK = torch.zeros_like(seen_MKR[:, :, 0])  # S e over the errors made so far
     eye_KK = torch.eye(num_seen, dtype=target_MR.dtype, device=target_MR.device)

@@ -9,17 +9,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.diffusion.compdemo import teacher_passes
 from pipeline.objectives.likelihood import gold_logp
+from pipeline.targets.sketch import SketchEncoder
 from pipeline.targets.top_k import keep_top_k, logsumexp_at
-from pipeline.teacher.backend import TeacherBackend
+from pipeline.teacher.backend import RowBlock, TeacherBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.examples import Pair
-from storage_schemas.targets import DenseTargets, Targets, KeptTargets
+from storage_schemas.targets import DenseTargets, KeptTargets, Targets
 from storage_schemas.views import Corruption, TeacherPass
 
 
@@ -30,11 +29,12 @@ class KeepChunks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepTokens:
-    """Keep the k largest of the first `vocab_size` logits, and logsumexps at `temperatures`."""
+    """Of the first `vocab_size` logits: the k largest, logsumexps at `temperatures`, a sketch."""
 
     k: int
     temperatures: tuple[float, ...]
     vocab_size: int
+    sketch: SketchEncoder | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +60,15 @@ def answer_views(
 
     A chunk's log-likelihood is the sum of its tokens' own, over the teacher's whole vocabulary.
     """
-    passes: list[TeacherPass] = []
-    view_of_pass: list[int] = []
-    for v, (pair, corruption) in enumerate(views):
-        for one in teacher_passes(
-            pair, corruption, mask_id=mask_id, seed=seed, demo_ratio=demo_ratio
-        ):
-            passes.append(one)
-            view_of_pass.append(v)
-    rows = _Rows(views, keep)
-    for block in backend.rows(passes):
-        view_M = np.asarray(view_of_pass)[block.pass_M]
-        rows.add(view_M, block.position_M, block.logits_MV)
-    return [
-        rows.targets(v, [passes[i] for i, of in enumerate(view_of_pass) if of == v])
-        for v in range(len(views))
+    passes_of = [
+        teacher_passes(pair, corruption, mask_id=mask_id, seed=seed, demo_ratio=demo_ratio)
+        for pair, corruption in views
     ]
+    view_of_pass = np.repeat(np.arange(len(views)), [len(passes) for passes in passes_of])
+    rows = _Rows(views, keep)
+    for block in backend.rows([one for passes in passes_of for one in passes]):
+        rows.add(view_of_pass[block.pass_M], block)
+    return [rows.targets(v, passes) for v, passes in enumerate(passes_of)]
 
 
 class _Rows:
@@ -94,17 +87,16 @@ class _Rows:
         self._ids = np.zeros((total, width), np.int32)
         self._logits = np.zeros((total, width), np.float32)
         self._logsumexp = np.zeros((total, num_temperatures), np.float32)
+        sketch = keep.sketch if isinstance(keep, KeepTokens) else None
+        rank = 0 if sketch is None else sketch.encode_HR.shape[1]
+        self._sketch = np.zeros((total, rank), np.int16)
         columns = keep.vocab_size if isinstance(keep, KeepDense) else 0
         self._dense = np.zeros((total, columns), np.float32)
 
-    def add(
-        self,
-        view_M: NDArray[np.int64],
-        position_M: NDArray[np.int64],
-        logits_MV: Float[Tensor, "M V"],
-    ) -> None:
+    def add(self, view_M: NDArray[np.int64], block: RowBlock) -> None:
         """Keep what is wanted of a block of rows."""
-        places = zip(view_M.tolist(), position_M.tolist(), strict=True)
+        logits_MV = block.logits_MV
+        places = zip(view_M.tolist(), block.position_M.tolist(), strict=True)
         pairs = cast("list[tuple[int, int]]", list(places))
         row_M = np.array([int(self._start[v] + self._rank[v][p]) for v, p in pairs], np.int64)
         gold_M = torch.tensor([int(self._views[v][0].teacher_ids_T[p]) for v, p in pairs])
@@ -122,10 +114,13 @@ class _Rows:
             self._ids[row_M] = ids_MK.cpu().numpy()
             self._logits[row_M] = kept_MK.cpu().numpy()
             self._logsumexp[row_M] = logsumexp_at(shared_MV, self._keep.temperatures).cpu().numpy()
+            if self._keep.sketch is not None:
+                sketch_MR = self._keep.sketch.encode(block.hidden_MH, shared_MV)
+                self._sketch[row_M] = sketch_MR.cpu().numpy()
         elif isinstance(self._keep, KeepDense):
             self._dense[row_M] = logits_MV[:, : self._keep.vocab_size].cpu().numpy()
 
-    def targets(self, view: int, passes: list[TeacherPass]) -> Targets:
+    def targets(self, view: int, passes: Sequence[TeacherPass]) -> Targets:
         """What is kept of one view."""
         pair, corruption = self._views[view]
         rows = slice(int(self._start[view]), int(self._start[view + 1]))
@@ -153,6 +148,7 @@ class _Rows:
                 logits_MK=self._logits[rows],
                 logsumexp_MJ=self._logsumexp[rows],
                 gold_logp_M=self._gold_logp[rows],
+                sketch_MR=self._sketch[rows],
                 temperatures=self._keep.temperatures,
                 vocab_size=self._keep.vocab_size,
             )

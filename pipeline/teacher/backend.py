@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from storage_schemas.views import TeacherPass
 
@@ -16,6 +17,8 @@ from storage_schemas.views import TeacherPass
 class RowBlock:
     """Logits, float32, over the teacher's whole vocabulary at some answered positions.
 
+    They are the head's of hidden_MH, the last hidden states after the final norm.
+
     pass_M and position_M say which pass (index in the sequence that was asked) and which teacher
     token each row answers. Row m of the logits PREDICTS token position_M[m], whatever the family's
     shift.
@@ -23,6 +26,7 @@ class RowBlock:
 
     pass_M: NDArray[np.int64]
     position_M: NDArray[np.int64]
+    hidden_MH: Float[Tensor, "M H"]
     logits_MV: Float[Tensor, "M V"]
 
 
@@ -37,6 +41,16 @@ class TeacherBackend(Protocol):
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows come to lie."""
+        ...
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear map from hidden states to logits."""
         ...
 
     def rows(self, passes: Sequence[TeacherPass]) -> Iterator[RowBlock]:

@@ -59,7 +59,17 @@ class TransformersBackend:
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
-        return cast("Any", self._model.get_output_embeddings()).weight.shape[0]
+        return self.head.weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows come to lie."""
+        return self._model.device
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear map from hidden states to logits."""
+        return cast("nn.Linear", self._model.get_output_embeddings())
 
     def rows(self, passes: Sequence[TeacherPass]) -> Iterator[RowBlock]:
         """The answers to all passes, batched by length so that little is spent on padding."""
@@ -96,13 +106,13 @@ class TransformersBackend:
             yield RowBlock(
                 pass_M=pass_M[rows],
                 position_M=position_M[rows],
+                hidden_MH=hidden_MH[rows],
                 logits_MV=self._logits(hidden_MH[rows]),
             )
 
     @torch.inference_mode()  # here and not on `rows`: a decorator may miss that it is a generator
     def _logits(self, hidden_MH: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        head = cast("nn.Module", self._model.get_output_embeddings())
-        return head(hidden_MH).float()
+        return self.head(hidden_MH).float()
 
     @torch.inference_mode()
     def _hidden(

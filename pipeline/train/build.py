@@ -34,7 +34,7 @@ from pipeline.objectives import (
     tidal_kl,
     tidal_lambda,
 )
-from pipeline.targets.top_k import expand_top_k
+from pipeline.train.expand import Expand
 from pipeline.train.tensors import TensorBatch
 
 Normalizer = Literal["none", "chunks", "tokens"]
@@ -62,8 +62,13 @@ class Distillation:
     term: Callable[[StudentAnswer, TensorBatch, float], LossTerm]
 
 
-def build_distillation(config: ObjectiveConfig, *, shared_vocab: int | None) -> Distillation | None:
-    """The configured term; None for cross-entropy alone. Token terms need the shared vocabulary."""
+def build_distillation(
+    config: ObjectiveConfig, *, shared_vocab: int | None, expand: Expand | None = None
+) -> Distillation | None:
+    """The configured term; None for cross-entropy alone.
+
+    Token terms need the shared vocabulary, and to be told how the cache's rows expand.
+    """
     if isinstance(config, MaskedNll):
         return None
     if isinstance(config, Calm | CalmTidal | ReverseCalm):
@@ -75,12 +80,13 @@ def build_distillation(config: ObjectiveConfig, *, shared_vocab: int | None) -> 
             term=_chunk_term(config),
         )
     assert shared_vocab is not None, "the recipe refuses token objectives without one"
+    assert expand is not None, "the cache is refused that has no distributions"
     return Distillation(
         name=config.type,
         weight=config.weight,
         normalizer="tokens",
         temperature=config.temperature,
-        term=_token_term(config, shared_vocab),
+        term=_token_term(config, shared_vocab, expand),
     )
 
 
@@ -142,14 +148,14 @@ def _chunk_term(
 
 
 def _token_term(
-    config: ForwardKl | ReverseKl | TidalKl, shared_vocab: int
+    config: ForwardKl | ReverseKl | TidalKl, shared_vocab: int, expand: Expand
 ) -> Callable[[StudentAnswer, TensorBatch, float], LossTerm]:
     def term(answer: StudentAnswer, batch: TensorBatch, progress: float) -> LossTerm:
         position_M = batch["token_position_M"]
         is_masked_BS = batch["is_masked_BS"]
         rank_P = is_masked_BS.flatten().cumsum(0) - 1  # flattened position -> row of the logits
         student_MV = answer.logits_NV[rank_P[position_M], :shared_vocab].float()
-        teacher_MV = teacher_rows(batch, shared_vocab, config.temperature)
+        teacher_MV = expand(batch, config.temperature)
         if isinstance(config, ForwardKl):
             return forward_kl(student_MV, teacher_MV, temperature=config.temperature)
         time_M = batch["time_B"][position_M // is_masked_BS.shape[1]]
@@ -167,16 +173,3 @@ def _token_term(
         return reverse_kl(student_MV, teacher_MV, temperature=config.temperature)
 
     return term
-
-
-def teacher_rows(batch: TensorBatch, shared_vocab: int, temperature: float) -> Float[Tensor, "M V"]:
-    """The teacher's dense logits at the aligned masked positions: live, or expanded from top k."""
-    if "teacher_logits_MV" in batch:
-        return batch["teacher_logits_MV"]
-    return expand_top_k(
-        batch["teacher_ids_MK"],
-        batch["teacher_logits_MK"],
-        batch["teacher_logsumexp_M"],
-        vocab_size=shared_vocab,
-        temperature=temperature,
-    )

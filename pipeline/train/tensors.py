@@ -12,7 +12,11 @@ TensorBatch = dict[str, Tensor]
 
 
 def as_tensors(batch: Batch, *, temperature: float | None) -> TensorBatch:
-    """The batch's arrays under their own names; top-k rows with the logsumexp at `temperature`."""
+    """The batch's arrays under their own names; kept rows with the logsumexp at `temperature`.
+
+    teacher_gold_logit_M is the true token's logit: its log-likelihood over the whole vocabulary
+    plus the logsumexp over the shared part, which differ by what lies outside it.
+    """
     tensors: dict[str, Any] = {
         "student_ids_BS": torch.from_numpy(batch.student_ids_BS).long(),
         "is_real_BS": torch.from_numpy(batch.is_real_BS),
@@ -32,6 +36,9 @@ def as_tensors(batch: Batch, *, temperature: float | None) -> TensorBatch:
         tensors["teacher_ids_MK"] = torch.from_numpy(batch.tokens.ids_MK).long()
         tensors["teacher_logits_MK"] = torch.from_numpy(batch.tokens.logits_MK)
         tensors["teacher_logsumexp_M"] = torch.from_numpy(batch.tokens.logsumexp_MJ[:, column])
+        tensors["teacher_sketch_MR"] = torch.from_numpy(batch.tokens.sketch_MR)
+        plain = batch.tokens.logsumexp_MJ[:, batch.tokens.temperatures.index(1.0)]
+        tensors["teacher_gold_logit_M"] = torch.from_numpy(batch.tokens.gold_logp_M + plain)
     else:
         tensors["teacher_logits_MV"] = torch.from_numpy(batch.tokens.logits_MV)
     return tensors

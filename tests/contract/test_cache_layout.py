@@ -17,7 +17,7 @@ from storage_schemas.identity import CacheIdentity
 from storage_schemas.manifest import Layout
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
-from storage_schemas.targets import Targets, KeptTargets
+from storage_schemas.targets import KeptTargets, Targets
 from storage_schemas.views import Corruption
 
 IDENTITY = {

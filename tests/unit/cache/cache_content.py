@@ -18,7 +18,7 @@ from storage_schemas.identity import (
 from storage_schemas.manifest import Layout
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
-from storage_schemas.targets import Targets, KeptTargets
+from storage_schemas.targets import KeptTargets, Targets
 
 VOCAB_SIZE = 300
 LAYOUT = Layout(records_per_part=8)

@@ -7,7 +7,7 @@ from pipeline.diffusion.corrupt import corrupt
 from pipeline.stream.collate import View, collate
 from storage_schemas.batch import Batch
 from storage_schemas.examples import Pair
-from storage_schemas.targets import DenseTargets, Targets, KeptTargets
+from storage_schemas.targets import DenseTargets, KeptTargets, Targets
 
 VOCAB = 11
 
