@@ -19,7 +19,7 @@ from pipeline.config.cache import (
 )
 from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
 from pipeline.diffusion.corrupt import corrupt
-from pipeline.records.reserve import REASON, Reserve, reserved_for
+from pipeline.records.reserve import REASON, is_reserved
 from pipeline.records.source import index_records, read_part
 from pipeline.targets.sketch import SketchEncoder
 from pipeline.teacher.answer import Keep, KeepChunks, KeepTokens, answer_views
@@ -47,6 +47,7 @@ from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
 
 _LOG = logging.getLogger(__name__)
+_SEARCH_PART = 8  # one in so many reserved records is for the search of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +188,7 @@ class TeacherCacheStage:
         pairs: list[Pair] = []
         skips: list[Skip] = []
         for record in read_part(self._recipe.records, self._index, part):
-            if isinstance(record, Record) and self._reserved_for(record) is not None:
+            if isinstance(record, Record) and self._is_reserved(record):
                 message = "reserved for the calibration of the sketch, and never cached"
                 record = Skip(
                     where=record.where, record_id=record.id, reason=REASON, message=message
@@ -199,8 +200,8 @@ class TeacherCacheStage:
                 pairs.append(found)
         return pairs, skips
 
-    def _reserved_for(self, record: Record) -> Reserve | None:
-        return reserved_for(
+    def _is_reserved(self, record: Record) -> bool:
+        return is_reserved(
             record.id,
             seed=self._recipe.noise.seed,
             count=self._identity.kept.calibration_records,
@@ -227,17 +228,17 @@ class TeacherCacheStage:
 
     def _calibrate(self) -> Calibrated:
         """The basis of a new cache, from the records that are reserved for it."""
-        found: dict[Reserve, list[Pair]] = {"calibration": [], "search": []}
+        pairs: list[Pair] = []
         for part in self._index.parts:
             for record in read_part(self._recipe.records, self._index, part.number):
-                use = None if isinstance(record, Skip) else self._reserved_for(record)
-                pair = self._pair(record) if use is not None else None
-                if isinstance(pair, Pair):
-                    found[use].append(pair)
-        _LOG.info("calibration on %d records", len(found["calibration"]))
+                if isinstance(record, Record) and self._is_reserved(record):
+                    pair = self._pair(record)
+                    pairs += [pair] if isinstance(pair, Pair) else []
+        _LOG.info("calibration on %d reserved records", len(pairs))
+        for_search = -(-len(pairs) // _SEARCH_PART)
         reserved = Reserved(
-            calibration=found["calibration"],
-            search=found["search"],
+            calibration=pairs[for_search:],
+            search=pairs[:for_search],
             noise=self._identity.noise,
             mask_id=self._teacher.mask_id,
         )

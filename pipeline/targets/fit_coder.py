@@ -93,7 +93,6 @@ def _frequencies(counts_A: Float64s, rms: float) -> NDArray[np.uint16]:
         folded = np.append(counts[:bound], counts[bound:].sum())
         frequency = _quantized(folded / folded.sum())
         bits = PRECISION - np.log2(frequency)
-        bits[1:] += 0.0
         cost = float(folded @ bits) + folded[-1] * _BEYOND_BITS
         if cost < cheapest:
             cheapest = cost
@@ -105,9 +104,7 @@ def _frequencies(counts_A: Float64s, rms: float) -> NDArray[np.uint16]:
 def _quantized(share: Float64s) -> NDArray[np.uint16]:
     """Frequencies of 0, 1, 2 ...; each but the first stands for both signs, and counts twice."""
     slots = 1 << PRECISION
-    each = share / np.where(np.arange(len(share)) == 0, 1.0, 2.0) * slots
-    frequency = np.maximum(np.rint(each), 1.0)
-    frequency[0] = 0
-    frequency[0] = slots - 2 * frequency.sum()
-    assert frequency[0] >= 1, "the middle symbol keeps a slot"
+    spare = slots - 2 * len(share) + 1  # after one slot for every symbol
+    frequency = 1 + np.floor(share * spare / np.where(np.arange(len(share)) == 0, 1.0, 2.0))
+    frequency[0] = slots - 2 * frequency[1:].sum()
     return frequency.astype(np.uint16)
