@@ -11,7 +11,7 @@ import obstore
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from tiny import assert_same
+from tiny import assert_same, files_of
 
 from flows.events import cache_address
 from flows.results import cache_result, train_result
@@ -205,16 +205,25 @@ def test_another_run_in_the_same_place_is_refused(remote):
         run_student_train(other, shows_progress=False)
 
 
-def test_two_runs_on_one_cache_at_once_share_it_and_neither_tears_a_shard(remote, local):
+def run_twice_at_once(recipe) -> None:
     barrier = Barrier(2)
 
     def run(_: int) -> int:
         barrier.wait()
-        return run_teacher_cache(remote, on_shard=lambda *_: None).counts.num_views
+        return run_teacher_cache(recipe).counts.num_views
 
     with ThreadPoolExecutor(2) as pool:
-        views = list(pool.map(run, range(2)))
-    assert max(views) == CacheReader.open(local.cache.path).num_views * 12
+        assert list(pool.map(run, range(2))) == [24, 24]
+
+
+def test_two_runs_on_one_local_cache_at_once_make_what_one_makes(make_recipe, local, tmp_path):
+    recipe = make_recipe("b", tmp_path)
+    run_twice_at_once(recipe)
+    assert files_of(tmp_path / "cache") == files_of(Path(local.cache.path))
+
+
+def test_two_runs_on_one_remote_cache_at_once_make_what_one_makes(remote, local):
+    run_twice_at_once(remote)
     assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
     reader = CacheReader.open(remote.cache.path)
     listed = {file.path for entry in reader.entries for file in entry.files}
