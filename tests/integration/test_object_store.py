@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import obstore
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 from tiny import assert_same, files_of
+from typer.testing import CliRunner
 
 from flows.events import cache_address
 from flows.results import cache_result, train_result
@@ -24,6 +23,8 @@ from pipeline.cache.inspect import (
     token_texts,
 )
 from pipeline.cache.reader import CacheReader
+from pipeline.cli.app import app
+from pipeline.config.recipe import resolved_json
 from pipeline.records.source import index_records
 from pipeline.storage.connection import connect
 from pipeline.student_train import run_student_train
@@ -45,6 +46,17 @@ digest = hashlib.sha256()
 for number, batch in zip(range(18), stream.batches()):  # three epochs
     digest.update(batch.student_ids_BS.tobytes())
 print(digest.hexdigest())
+"""
+
+WRITER = """
+import json, sys
+from pipeline.config.recipe import parse_recipe
+from pipeline.teacher_cache import run_teacher_cache
+recipe = parse_recipe(json.loads(sys.argv[1]), where="test")
+print("ready", flush=True)
+sys.stdin.readline()
+summary = run_teacher_cache(recipe)
+print(summary.is_complete, summary.counts.num_views)
 """
 
 
@@ -124,6 +136,17 @@ def test_looking_at_a_remote_cache_shows_what_a_local_one_shows(remote, local, s
     s3_server.requests.clear()
     lazy.select("logp")
     assert not s3_server.requests  # a scan that is not collected reads nothing
+
+
+def test_the_command_line_takes_a_url(remote, s3_server):
+    run_teacher_cache(remote)
+    shown = CliRunner().invoke(app, ["inspect", remote.cache.path])
+    assert shown.exit_code == 0, shown.output
+    assert remote.cache.path in shown.stdout
+    s3_server.before = lambda method, path: 503
+    refused = CliRunner().invoke(app, ["inspect", remote.cache.path])
+    assert refused.exit_code == 2
+    assert "expected the object store to answer" in refused.stderr
 
 
 def test_a_lost_connection_is_a_clear_error_and_a_later_run_completes(remote, local, s3_server):
@@ -206,14 +229,24 @@ def test_another_run_in_the_same_place_is_refused(remote):
 
 
 def run_twice_at_once(recipe) -> None:
-    barrier = Barrier(2)
-
-    def run(_: int) -> int:
-        barrier.wait()
-        return run_teacher_cache(recipe).counts.num_views
-
-    with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(run, range(2))) == [24, 24]
+    """In two processes, for two models cannot be loaded at once in one."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, resolved_json(recipe)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    said = [run.communicate()[0] for run in runs]
+    assert [line.strip() for line in said] == ["True 24", "True 24"]
 
 
 def test_two_runs_on_one_local_cache_at_once_make_what_one_makes(make_recipe, local, tmp_path):
