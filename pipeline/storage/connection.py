@@ -60,12 +60,14 @@ def require_obstore(address: str) -> None:
 
 def register_with_fsspec() -> None:
     """Lets fsspec open the URLs of object stores through obstore, with the same environment."""
+    from fsspec.config import conf  # pyright: ignore
     from fsspec.registry import registry  # pyright: ignore
     from obstore.fsspec import register
 
     for scheme in OBJECT_STORES:
         if scheme not in registry:
             register(scheme)
+            conf.setdefault(scheme, {}).setdefault("retry_config", RETRIES)
 
 
 @contextmanager

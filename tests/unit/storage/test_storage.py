@@ -18,7 +18,7 @@ from pipeline.config.records import FilesSource
 from pipeline.records.source import index_records, read_part
 from pipeline.storage.address import is_remote, resolved_address, scheme_of
 from pipeline.storage.connection import connect
-from storage_schemas.errors import RecipeError
+from storage_schemas.errors import RecipeError, StoreConnectionError
 
 LINES = b"".join(
     b'{"messages": [{"role": "user", "content": "q%d"}, {"role": "assistant", "content": "a"}]}\n'
@@ -89,6 +89,14 @@ def test_records_of_every_kind_are_read_from_a_bucket(bucket, tmp_path, name):
             records = [record for part in range(2) for record in read_part(config, index, part)]
             found[where, pattern] = index.fingerprint, [record.messages for record in records]
     assert len({str(value) for value in found.values()}) == 1
+
+
+def test_records_that_cannot_be_reached_are_given_up_after_seconds(bucket, s3_server):
+    tries: list[str] = []
+    s3_server.before = lambda method, path: tries.append(path) or 503
+    with pytest.raises(StoreConnectionError, match="expected the object store to answer"):
+        index_records(FilesSource(type="files", paths=(f"{bucket}/a.jsonl",)), 2)
+    assert len(tries) <= 8
 
 
 def test_records_in_a_bucket_need_obstore(monkeypatch):
