@@ -40,7 +40,7 @@ class StoreWriter(Protocol):
 
 @runtime_checkable
 class CacheStore(Protocol):
-    """A cache's files. Equal addresses, equal files; a store can go to another process.
+    """A cache's files. Equal addresses, equal files; a store can be sent to another process.
 
     What is not there is a FileNotFoundError. A store that does not answer is a
     StoreConnectionError; one that refuses to be written, a CacheWriteError.

@@ -1,7 +1,7 @@
 """Rows of a Parquet file: only the columns asked for, only the row groups that a part touches."""
 
 from hashlib import sha256
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
@@ -78,7 +78,7 @@ def _row(batch: Any, i: int, where: str) -> RowOrSkip:
     return Row(where=where, values=values)
 
 
-def _parquet(file: str, stream: BinaryIO) -> Any:
+def _parquet(file: str, stream: Any) -> Any:  # whatever pyarrow takes for a file
     try:
         return pq.ParquetFile(stream)
     except pa.ArrowInvalid as e:  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

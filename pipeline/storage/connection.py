@@ -4,6 +4,8 @@ Credentials, endpoint and region are what obstore reads from the environment (AW
 AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...).
 """
 
+import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,7 +33,8 @@ RETRIES: "RetryConfig" = {
 }
 # What obstore says, under one class for all, of a request that a store answered with a refusal,
 # and of one that could not even be made: trying again would not help.
-_REFUSALS = ("status code: 4", "builder error", "must be specified")
+_REFUSALS = re.compile(r"status code: 4(?!08|29)|builder error|must be specified")
+_USED_IN: list[int] = []  # the process that used obstore first
 
 
 def connect(address: str) -> "ObjectStore":
@@ -57,12 +60,14 @@ def require_obstore(address: str) -> None:
 
 def register_with_fsspec() -> None:
     """Lets fsspec open the URLs of object stores through obstore, with the same environment."""
+    from fsspec.config import conf  # pyright: ignore
     from fsspec.registry import registry  # pyright: ignore
     from obstore.fsspec import register
 
     for scheme in OBJECT_STORES:
         if scheme not in registry:
             register(scheme)
+            conf.setdefault(scheme, {}).setdefault("retry_config", RETRIES)
 
 
 @contextmanager
@@ -79,6 +84,7 @@ def talking_to(address: str, *, is_writing: bool = False) -> Generator[None]:
         UnauthenticatedError,
     )
 
+    _stay_in_one_process()
     try:
         yield
     except (AlreadyExistsError, PreconditionError):
@@ -90,7 +96,7 @@ def talking_to(address: str, *, is_writing: bool = False) -> Generator[None]:
             f"check the credentials in the environment"
         ) from error
     except BaseError as error:
-        if any(words in str(error) for words in _REFUSALS):
+        if _REFUSALS.search(str(error)):
             raise RecipeError(
                 f"{address}: expected a store that can be used, got: {_said(error)}; check the "
                 f"address, and the store's settings in the environment"
@@ -99,6 +105,15 @@ def talking_to(address: str, *, is_writing: bool = False) -> Generator[None]:
             f"{address}: expected the object store to answer, got: {_said(error)}; what is "
             f"committed is kept: run again when it can be reached"
         ) from error
+
+
+def _stay_in_one_process() -> None:
+    """obstore's threads do not live on in a fork of a process that has used it: it would hang."""
+    if not _USED_IN:
+        _USED_IN.append(os.getpid())
+    assert _USED_IN[0] == os.getpid(), (
+        "an object store was used before this process was forked: start workers with 'spawn'"
+    )
 
 
 def _said(error: BaseException) -> str:

@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_loses_no_committed_shard(make_recipe, tmp_path, mo
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    for module in ("files", "writer"):
+    for module in ("files", "local_store"):
         monkeypatch.setattr(f"pipeline.cache.{module}.write_durably", fill)
     with pytest.raises(CacheWriteError, match="No space left on device; free some room"):
         run_teacher_cache(recipe)
@@ -240,7 +240,7 @@ def test_a_cache_folder_that_turned_read_only_is_refused(make_recipe, tmp_path, 
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pipeline.cache.writer.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("pipeline.cache.local_store.tempfile.mkdtemp", refuse)
     with pytest.raises(CacheWriteError, match=r"expected a writable folder.*Permission denied"):
         run_teacher_cache(more)
 

@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import obstore
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from tiny import assert_same
+from tiny import assert_same, files_of
+from typer.testing import CliRunner
 
 from flows.events import cache_address
 from flows.results import cache_result, train_result
@@ -24,6 +23,8 @@ from pipeline.cache.inspect import (
     token_texts,
 )
 from pipeline.cache.reader import CacheReader
+from pipeline.cli.app import app
+from pipeline.config.recipe import resolved_json
 from pipeline.records.source import index_records
 from pipeline.storage.connection import connect
 from pipeline.student_train import run_student_train
@@ -45,6 +46,17 @@ digest = hashlib.sha256()
 for number, batch in zip(range(18), stream.batches()):  # three epochs
     digest.update(batch.student_ids_BS.tobytes())
 print(digest.hexdigest())
+"""
+
+WRITER = """
+import json, sys
+from pipeline.config.recipe import parse_recipe
+from pipeline.teacher_cache import run_teacher_cache
+recipe = parse_recipe(json.loads(sys.argv[1]), where="test")
+print("ready", flush=True)
+sys.stdin.readline()
+summary = run_teacher_cache(recipe)
+print(summary.is_complete, summary.counts.num_views)
 """
 
 
@@ -126,6 +138,17 @@ def test_looking_at_a_remote_cache_shows_what_a_local_one_shows(remote, local, s
     assert not s3_server.requests  # a scan that is not collected reads nothing
 
 
+def test_the_command_line_takes_a_url(remote, s3_server):
+    run_teacher_cache(remote)
+    shown = CliRunner().invoke(app, ["inspect", remote.cache.path])
+    assert shown.exit_code == 0, shown.output
+    assert remote.cache.path in shown.stdout
+    s3_server.before = lambda method, path: 503
+    refused = CliRunner().invoke(app, ["inspect", remote.cache.path])
+    assert refused.exit_code == 2
+    assert "expected the object store to answer" in refused.stderr
+
+
 def test_a_lost_connection_is_a_clear_error_and_a_later_run_completes(remote, local, s3_server):
     def stop(entry, done, total):
         s3_server.stop()
@@ -205,16 +228,35 @@ def test_another_run_in_the_same_place_is_refused(remote):
         run_student_train(other, shows_progress=False)
 
 
-def test_two_runs_on_one_cache_at_once_share_it_and_neither_tears_a_shard(remote, local):
-    barrier = Barrier(2)
+def run_twice_at_once(recipe) -> None:
+    """In two processes, for two models cannot be loaded at once in one."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, resolved_json(recipe)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    said = [run.communicate()[0] for run in runs]
+    assert [line.strip() for line in said] == ["True 24", "True 24"]
 
-    def run(_: int) -> int:
-        barrier.wait()
-        return run_teacher_cache(remote, on_shard=lambda *_: None).counts.num_views
 
-    with ThreadPoolExecutor(2) as pool:
-        views = list(pool.map(run, range(2)))
-    assert max(views) == CacheReader.open(local.cache.path).num_views * 12
+def test_two_runs_on_one_local_cache_at_once_make_what_one_makes(make_recipe, local, tmp_path):
+    recipe = make_recipe("b", tmp_path)
+    run_twice_at_once(recipe)
+    assert files_of(tmp_path / "cache") == files_of(Path(local.cache.path))
+
+
+def test_two_runs_on_one_remote_cache_at_once_make_what_one_makes(remote, local):
+    run_twice_at_once(remote)
     assert_same(contents_of(remote.cache.path), contents_of(local.cache.path))
     reader = CacheReader.open(remote.cache.path)
     listed = {file.path for entry in reader.entries for file in entry.files}
