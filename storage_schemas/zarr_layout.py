@@ -261,7 +261,7 @@ def decode_array(
 
 
 def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-    """An array of a group, which must have this dtype and shape (-1: any size above 0)."""
+    """An array of a group, which must have this dtype and shape (-1: any size)."""
     buffer = default_buffer_prototype().buffer
     objects = {
         path: buffer.from_bytes(data) for path, data in files.items() if path.startswith(f"{name}/")
@@ -285,7 +285,7 @@ def _fits(array: Any, dtype: str, shape: tuple[int, ...]) -> bool:
     return (
         str(array.dtype) == dtype
         and len(array.shape) == len(shape)
-        and all(got == size or (size == _ANY and got > 0) for got, size in sizes)
+        and all(size in (got, _ANY) for got, size in sizes)
     )
 
 

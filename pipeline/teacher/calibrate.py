@@ -172,14 +172,16 @@ def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
     weaker: list[Tensor] = []
     gold: list[Tensor] = []
     for view in range(_MOST_VIEWS):
-        passes = reserved.passes(reserved.search, view)
-        own = _in_order(backend, [one for _, one in passes])
-        blind = _in_order(
-            backend, [blind_pass(pair, one.is_answered_T, reserved.mask_id) for pair, one in passes]
-        )
-        hidden.append(own)
-        weaker.append(blind)
-        gold += [torch.from_numpy(one.clean_ids_T[one.is_answered_T]) for _, one in passes]
+        passes = [
+            (one, blind)
+            for pair, one in reserved.passes(reserved.search, view)
+            for blind in [blind_pass(pair, one.is_answered_T, reserved.mask_id)]
+            # where the teacher saw nothing either, there is no difference to learn from
+            if not np.array_equal(one.noised_ids_T, blind.noised_ids_T)
+        ]
+        hidden.append(_in_order(backend, [one for one, _ in passes]))
+        weaker.append(_in_order(backend, [blind for _, blind in passes]))
+        gold += [torch.from_numpy(one.clean_ids_T[one.is_answered_T]) for one, _ in passes]
         if sum(map(len, hidden)) >= _MOST_SEARCH_ROWS:
             break
     hidden_MH, weaker_MH = torch.cat(hidden), torch.cat(weaker)
@@ -196,12 +198,16 @@ def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
 
 
 def blind_pass(pair: Pair, is_answered_T: Bools, mask_id: int) -> TeacherPass:
-    """The pass that answers the same tokens with every aligned token of the response masked."""
+    """The pass that answers the same tokens and sees no aligned token of the response.
+
+    A block-wise teacher does not see them in the clean half either.
+    """
     everything_C = np.ones(len(pair.chunks_C4), np.bool_)
     is_hidden_T = is_covered(pair.chunks_C4[:, :2], everything_C, len(pair.teacher_ids_T))
+    masked_ids_T = np.where(is_hidden_T, np.int32(mask_id), pair.teacher_ids_T)
     return TeacherPass(
-        clean_ids_T=pair.teacher_ids_T,
-        noised_ids_T=np.where(is_hidden_T, np.int32(mask_id), pair.teacher_ids_T),
+        clean_ids_T=masked_ids_T,
+        noised_ids_T=masked_ids_T,
         is_answered_T=is_answered_T,
         is_answered_C=everything_C,
     )
