@@ -3,8 +3,9 @@
 Axes: N calibration position, M search position, H hidden size, V vocabulary, J temperature.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from storage_schemas.basis import Basis
 from storage_schemas.sketch_coder import encode_sketch
 
 _ROUNDS = 8
-_CLOSE = 0.01  # relative distance from what is asked for
+_CLOSE = 0.01  # aim so far below what is asked for, relatively
 _START = 0.1  # nats
 _STEPS = (1e-4, 10.0)  # where to look
 _SEARCH_ROWS = 1024  # calibration rows that a step on trial is fitted to
@@ -77,32 +78,41 @@ def search_basis(
 
 
 def find_step(amount_at: Callable[[float], float], amount: float, *, rises: bool) -> float:
-    """A step at which a monotone quantity is within 1 % below an amount, in at most 8 trials.
+    """A step at which a monotone quantity is within 2 % below an amount, in at most 8 trials.
 
-    By the secant through the nearest trial on each side, in logarithms. Where no trial came close
-    from below, the nearest one that is below; failing that, the last.
+    By the secant through the trials next to it on each side, in logarithms. Where no trial came
+    close from below, the nearest one that is below; failing that, the last.
     """
-    trials: list[tuple[float, float]] = []
+    trials: dict[float, float] = {}
     step = _START
-    for _ in range(_ROUNDS):
-        got = amount_at(step)
-        trials.append((step, got))
+    while len(trials) < _ROUNDS and step not in trials:
+        got = trials[step] = amount_at(step)
         if amount * (1 - 2 * _CLOSE) <= got <= amount:
             return step
         step = _next_step(trials, amount * (1 - _CLOSE), rises)
-    below = [trial for trial in trials if trial[1] <= amount]
+    below = [trial for trial in trials.items() if trial[1] <= amount]
     return max(below, key=lambda trial: trial[1])[0] if below else step
 
 
-def _next_step(trials: list[tuple[float, float]], amount: float, rises: bool) -> float:
-    points = sorted((math.log(step), math.log(max(got, 1e-12))) for step, got in trials)
+def _next_step(trials: Mapping[float, float], amount: float, rises: bool) -> float:
     wanted = math.log(amount)
-    near = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
-    slope = 1.0 if rises else -0.5
-    if len(near) == 2 and near[0][0] != near[1][0]:
-        found = (near[0][1] - near[1][1]) / (near[0][0] - near[1][0])
-        slope = found if found * slope > 0.05 * slope**2 else slope
-    where = near[0][0] + min(max((wanted - near[0][1]) / slope, -2.0), 2.0)
+    points = sorted((math.log(step), math.log(max(got, 1e-12))) for step, got in trials.items())
+    sides = [
+        pair
+        for pair in itertools.pairwise(points)
+        if (pair[0][1] < wanted) != (pair[1][1] < wanted)
+    ]
+    if sides:  # inside, so that what is measured with some noise is never measured twice
+        (low, got_low), (high, got_high) = min(sides, key=lambda pair: pair[1][0] - pair[0][0])
+        share = (wanted - got_low) / (got_high - got_low)
+        where = low + (high - low) * min(max(share, 0.05), 0.95)
+    else:
+        near = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
+        slope = 1.0 if rises else -0.5
+        if len(near) == 2:
+            found = (near[0][1] - near[1][1]) / (near[0][0] - near[1][0])
+            slope = found if found * slope > 0.05 * slope**2 else slope
+        where = near[0][0] + min(max((wanted - near[0][1]) / slope, -2.0), 2.0)
     return min(max(math.exp(where), _STEPS[0]), _STEPS[1])
 
 
