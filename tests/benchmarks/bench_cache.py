@@ -262,7 +262,7 @@ def measure_frontier(
     """Every method on both texts."""
     del coarse, fine
     flat = data.code.hidden_VQPH.reshape(-1, data.code.hidden_VQPH.shape[-1])
-    sample_MH = torch.from_numpy(flat[:: max(1, len(flat) // 4096)][:4096])
+    sample_MH = torch.from_numpy(flat[:: max(1, len(flat) // 2048)][:2048])
     methods: list[Callable[[], Method]] = [
         *(
             lambda step=step: bench.sketch(bases.get(step) or bench.fit(step), sample_MH)
