@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.targets.calibrate import Axes, LogitsOf, encode_rows, fitted
 from pipeline.targets.expand import expand_sketch
-from pipeline.targets.measure import kl_at, tidal_gradient_error
+from pipeline.targets.measure import GradientError, kl_at, tidal_gradient_error
 from pipeline.targets.sketch import SketchDecoder, SketchEncoder
 from storage_schemas.basis import Basis
 from storage_schemas.sketch_coder import encode_sketch
@@ -115,7 +115,7 @@ def reach(
     encoder, decoder = SketchEncoder.of(basis, device), SketchDecoder.of(basis, device)
     sketch_MR = encode_rows(encoder, rows.hidden_MH, logits_of)
     divergence: dict[float, list[Tensor]] = {t: [] for t in temperatures}
-    errors: list[Tensor] = []
+    errors: list[GradientError] = []
     for at in range(0, len(sketch_MR), _BLOCK_ROWS):
         block = slice(at, at + _BLOCK_ROWS)
         true_MV, gold_id_M = logits_of(rows.hidden_MH[block]), rows.gold_id_M[block]
@@ -131,7 +131,7 @@ def reach(
     return Reached(
         num_bytes=coded_bytes(basis, sketch_MR),
         kl={t: torch.cat(parts).mean().item() for t, parts in divergence.items()},
-        grad_error=torch.cat(errors).mean().item(),
+        grad_error=GradientError.joined(errors).relative().mean().item(),
     )
 
 
