@@ -7,6 +7,7 @@ R sketch dimension, V vocabulary.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,7 @@ _SLACK = 1e-4  # nats; float32 sums over a vocabulary end nearer than this
 _SLACK_SHARE = 1e-5  # of the number itself
 _SKETCH_ROWS = 1024  # rows of a shard whose sketch is held against the top k
 _BLOCK_ROWS = 64
-_LEAST_ROWS = 32
-_LEAST_TOLD = 0.2  # of what there is to tell
-_MOST_OF_FOREIGN = 0.9  # with a sketch that tells so much, its own row's error is below 0.7
+_LEAST_LOGITS = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,16 +310,17 @@ def _all(holds_MK: Bools) -> Bools:
 def _sketch(rows: KeptTargets, basis: Basis | None) -> Iterator[str]:
     """Sketches must tell the kept logits of their own rows better than those of other rows.
 
-    By the squared error, up to a constant a row, over a sample. A sketch so coarse that it hardly
-    tells rows apart, and a shard of a few rows, prove nothing either way.
+    By squares, up to a constant a row, over a sample. With x what there is to tell, q the row's own
+    sketch and p another's, |x - p|^2 - |x - q|^2 is about |p - q|^2, and about 0 if q is of another
+    row too. Few rows, or sketches too coarse to differ much, prove nothing.
     """
-    num_rows = len(rows.gold_logp_M)
-    sample = np.arange(0, num_rows, max(1, num_rows // _SKETCH_ROWS))
-    can_tell = rows.sketch_MR.shape[1] > 0 and rows.ids_MK.shape[1] > 1
-    if basis is None or not can_tell or len(sample) < _LEAST_ROWS:
+    num_rows, k = rows.ids_MK.shape
+    sample: NDArray[np.int64] = np.arange(0, num_rows, max(1, num_rows // _SKETCH_ROWS))
+    if basis is None or not basis.rank or len(sample) * (k - 1) < _LEAST_LOGITS:
         return
-    others = np.roll(sample, len(sample) // 2)
-    plain, told, own, foreign = 0.0, 0.0, 0.0, 0.0
+    half = len(sample) // 2
+    others: NDArray[np.int64] = np.concatenate([sample[half:], sample[:half]])
+    own, foreign, apart = 0.0, 0.0, 0.0
     for at in range(0, len(sample), _BLOCK_ROWS):
         chosen, other = sample[at : at + _BLOCK_ROWS], others[at : at + _BLOCK_ROWS]
         ids_MK = np.clip(rows.ids_MK[chosen], 0, basis.vocab_size - 1)
@@ -331,18 +331,18 @@ def _sketch(rows: KeptTargets, basis: Basis | None) -> Iterator[str]:
             np.einsum("mr,mkr->mk", rows.sketch_MR[which] * np.float32(basis.step), seen_MKR)
             for which in (chosen, other)
         )
-        plain += _spread(rest_MK)
-        told += _spread(own_MK)
         own += _spread(rest_MK - own_MK)
         foreign += _spread(rest_MK - foreign_MK)
-    if told > _LEAST_TOLD * plain and own > _MOST_OF_FOREIGN * foreign:
+        apart += _spread(own_MK - foreign_MK)
+    if apart > own / 2 and foreign - own < apart / 2:
         yield (
-            f"expected sketches of these rows, got some that tell their kept logits no better "
-            f"(squared error {own:.3g}) than other rows' do ({foreign:.3g})"
+            f"expected sketches of these rows, got some that tell their kept logits (squared error "
+            f"{own:.3g}) hardly better than other rows' do ({foreign:.3g})"
         )
 
 
-def _spread(values_MK: Doubles) -> float:
+def _spread(values_MK: NDArray[Any]) -> float:
+    values_MK = values_MK.astype(np.float64)
     return float(((values_MK - values_MK.mean(axis=1, keepdims=True)) ** 2).sum())
 
 
