@@ -315,11 +315,11 @@ def _sketch(rows: KeptTargets, basis: Basis | None) -> Iterator[str]:
     row too. Few rows, or sketches too coarse to differ much, prove nothing.
     """
     num_rows, k = rows.ids_MK.shape
-    sample: NDArray[np.int64] = np.arange(0, num_rows, max(1, num_rows // _SKETCH_ROWS))
+    sample = np.fromiter(range(0, num_rows, max(1, num_rows // _SKETCH_ROWS)), np.int64)
     if basis is None or not basis.rank or len(sample) * (k - 1) < _LEAST_LOGITS:
         return
     half = len(sample) // 2
-    others: NDArray[np.int64] = np.concatenate([sample[half:], sample[:half]])
+    others = np.concatenate([sample[half:], sample[:half]])
     own, foreign, apart = 0.0, 0.0, 0.0
     for at in range(0, len(sample), _BLOCK_ROWS):
         chosen, other = sample[at : at + _BLOCK_ROWS], others[at : at + _BLOCK_ROWS]
