@@ -68,6 +68,8 @@ def tidal_gradient_error(
 
     true_target_MV = target(true_MV)
     gradient_MV = (student_MV / temperature).softmax(-1) - true_target_MV
-    return GradientError(
-        gradient_MV.norm(dim=-1), (target(rebuilt_MV) - true_target_MV).norm(dim=-1)
-    )
+    return GradientError(_norm(gradient_MV), _norm(target(rebuilt_MV) - true_target_MV))
+
+
+def _norm(rows_MV: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
+    return (rows_MV**2).sum(-1).sqrt()

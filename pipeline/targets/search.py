@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -103,8 +102,8 @@ def _next_step(trials: list[tuple[float, float]], amount: float, rises: bool) ->
     if len(near) == 2 and near[0][0] != near[1][0]:
         found = (near[0][1] - near[1][1]) / (near[0][0] - near[1][0])
         slope = found if found * slope > 0.05 * slope**2 else slope
-    where = near[0][0] + float(np.clip((wanted - near[0][1]) / slope, -2.0, 2.0))
-    return math.exp(float(np.clip(where, *map(math.log, _STEPS))))
+    where = near[0][0] + min(max((wanted - near[0][1]) / slope, -2.0), 2.0)
+    return min(max(math.exp(where), _STEPS[0]), _STEPS[1])
 
 
 def reach(
