@@ -24,12 +24,15 @@ from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.targets import KeptTargets
 
 Doubles = NDArray[np.float64]
+Check = tuple[str, Bools]
+"""What is expected of token rows, and the rows in which it is not so."""
 
 _HALF = 2.0**-11  # relative rounding of a float16
 _SLACK = 1e-4  # nats; float32 sums over a vocabulary end nearer than this
 _SLACK_SHARE = 1e-5  # of the number itself
 _SKETCH_ROWS = 1024  # rows of a shard whose sketch is held against the top k
 _BLOCK_ROWS = 64
+_BLOCK_NUMBERS = 2**22  # kept logits that are looked at together
 _LEAST_LOGITS = 400
 
 
@@ -70,11 +73,20 @@ def _tokens(content: ShardContent, expected: Expected) -> Iterator[str]:
     if len(gold_id_M) != len(rows.gold_logp_M):
         yield f"expected {len(gold_id_M)} masked teacher tokens' rows, got {len(rows.gold_logp_M)}"
         return
-    yield from _normalizers(rows)
-    if rows.ids_MK.shape[1]:
-        yield from _top_k(rows)
-        is_half = expected.identity.kept.logits_dtype == "float16"
-        yield from _bounds(rows, gold_id_M, is_half=is_half)
+    is_half = expected.identity.kept.logits_dtype == "float16"
+    bad: dict[str, list[Bools]] = {}
+    size = max(1, _BLOCK_NUMBERS // max(1, rows.ids_MK.shape[1]))
+    for start in range(0, len(gold_id_M), size):
+        block = rows.rows(start, start + size)
+        for what, is_bad_M in _row_checks(block, gold_id_M[start : start + size], is_half=is_half):
+            bad.setdefault(what, []).append(is_bad_M)
+    for what, parts in bad.items():
+        is_bad_M = np.concatenate(parts)
+        if is_bad_M.any():
+            yield (
+                f"expected {what}, got others in {int(is_bad_M.sum())} of {len(is_bad_M)} token "
+                f"rows, the first is row {int(is_bad_M.argmax())}"
+            )
     yield from _sketch(rows, expected.basis)
 
 
@@ -234,10 +246,17 @@ def _chunk_sums(content: ShardContent) -> Iterator[str]:
     yield from _summed("expected chunks' logp to be the sum of their tokens', got others", unequal)
 
 
-def _normalizers(rows: KeptTargets) -> Iterator[str]:
+def _row_checks(rows: KeptTargets, gold_id_M: Ints, *, is_half: bool) -> Iterator[Check]:
+    yield from _normalizers(rows)
+    if rows.ids_MK.shape[1]:
+        yield from _top_k(rows)
+        yield from _bounds(rows, gold_id_M, is_half=is_half)
+
+
+def _normalizers(rows: KeptTargets) -> Iterator[Check]:
     """Log-likelihoods and logsumexps, without the top k."""
-    yield from _bad("a log-likelihood of at most 0", ~(rows.gold_logp_M <= _SLACK))
-    yield from _bad("a finite logsumexp", ~_all(np.isfinite(rows.logsumexp_MJ)))
+    yield ("a log-likelihood of at most 0", ~(rows.gold_logp_M <= _SLACK))
+    yield ("a finite logsumexp", ~_all(np.isfinite(rows.logsumexp_MJ)))
     order: list[int] = np.argsort(rows.temperatures).tolist()
     for low, high in pairwise(order):
         t_low, t_high = rows.temperatures[low], rows.temperatures[high]
@@ -245,26 +264,24 @@ def _normalizers(rows: KeptTargets) -> Iterator[str]:
         slack_M = (t_low + t_high) * (_SLACK + _SLACK_SHARE * np.abs(low_M))
         rise_M = t_high * high_M - t_low * low_M
         most = (t_high - t_low) * np.log(rows.vocab_size)
-        yield from _bad(
+        yield (
             f"T logsumexp(z / T) to rise from T = {t_low} to {t_high} as entropy has it, by 0 to "
             f"{most:.4g}",
             (rise_M < -slack_M) | (rise_M > most + slack_M),
         )
 
 
-def _top_k(rows: KeptTargets) -> Iterator[str]:
+def _top_k(rows: KeptTargets) -> Iterator[Check]:
     """Ids and logits in rank order."""
     ids_MK, logits_MK = rows.ids_MK, rows.logits_MK
     sorted_MK = np.sort(ids_MK, axis=1)
-    yield from _bad(
-        f"kept ids below {rows.vocab_size}", ~_all((ids_MK >= 0) & (ids_MK < rows.vocab_size))
-    )
-    yield from _bad("each kept id once", ~_all(sorted_MK[:, 1:] != sorted_MK[:, :-1]))
-    yield from _bad("kept logits that are numbers", ~_all(logits_MK < np.inf))
-    yield from _bad("kept logits from high to low", ~_all(logits_MK[:, 1:] <= logits_MK[:, :-1]))
+    yield (f"kept ids below {rows.vocab_size}", ~_all((ids_MK >= 0) & (ids_MK < rows.vocab_size)))
+    yield ("each kept id once", ~_all(sorted_MK[:, 1:] != sorted_MK[:, :-1]))
+    yield ("kept logits that are numbers", ~_all(logits_MK < np.inf))
+    yield ("kept logits from high to low", ~_all(logits_MK[:, 1:] <= logits_MK[:, :-1]))
 
 
-def _bounds(rows: KeptTargets, gold_id_M: Ints, *, is_half: bool) -> Iterator[str]:
+def _bounds(rows: KeptTargets, gold_id_M: Ints, *, is_half: bool) -> Iterator[Check]:
     """What the kept logits allow the logsumexps and the true token's log-likelihood to be."""
     logits_MK = rows.logits_MK.astype(np.float64)
     slack_MK = np.full_like(logits_MK, _SLACK) + _SLACK_SHARE * np.abs(logits_MK[:, :1])
@@ -280,11 +297,11 @@ def _bounds(rows: KeptTargets, gold_id_M: Ints, *, is_half: bool) -> Iterator[st
         all_M = _logsumexp(most_MK / t)
         if num_others:
             all_M = np.logaddexp(all_M, np.log(num_others) + most_MK[:, -1] / t)
-        yield from _bad(
+        yield (
             f"a logsumexp at T = {t} of at least the kept logits' own",
             logsumexp_M < least_M - slack_M,
         )
-        yield from _bad(
+        yield (
             f"a logsumexp at T = {t} that the smallest kept logit allows",
             logsumexp_M > all_M + slack_M,
         )
@@ -292,7 +309,7 @@ def _bounds(rows: KeptTargets, gold_id_M: Ints, *, is_half: bool) -> Iterator[st
             is_gold_MK = rows.ids_MK == gold_id_M[:, None]
             of_gold_M = np.where(is_gold_MK, most_MK, -np.inf).max(axis=1)
             of_gold_M = np.where(is_gold_MK.any(axis=1), of_gold_M, most_MK[:, -1])
-            yield from _bad(
+            yield (
                 "a true token no likelier than its logit has it",
                 (gold_id_M < rows.vocab_size)
                 & (rows.gold_logp_M > of_gold_M - logsumexp_M + slack_M),
@@ -344,14 +361,6 @@ def _sketch(rows: KeptTargets, basis: Basis | None) -> Iterator[str]:
 def _spread(values_MK: NDArray[Any]) -> float:
     values_MK = values_MK.astype(np.float64)
     return float(((values_MK - values_MK.mean(axis=1, keepdims=True)) ** 2).sum())
-
-
-def _bad(what: str, is_bad_M: Bools) -> Iterator[str]:
-    if is_bad_M.any():
-        yield (
-            f"expected {what}, got others in {int(is_bad_M.sum())} of {len(is_bad_M)} token rows, "
-            f"the first is row {int(is_bad_M.argmax())}"
-        )
 
 
 def _summed(what: str, places: list[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pipeline.cache.ledger import (
 )
 from pipeline.cache.store import CacheStore, open_store
 from storage_schemas.basis import Basis
-from storage_schemas.errors import CacheCorruptError, CacheMissingError
+from storage_schemas.errors import CacheCorruptError, CacheMissingError, TidecacheError
 from storage_schemas.manifest import (
     BASIS_FOLDER,
     COMMON_FOLDER,
@@ -126,7 +126,8 @@ class _Verifier:
             what = f"expected it beside {LEDGER_FOLDER}/, got no such file"
             self._fault(MANIFEST_FILE, what, _RESTORE)
         except CacheCorruptError as error:
-            self._fault(MANIFEST_FILE, str(error), _RESTORE)
+            what = str(error).removeprefix(f"{self.store.address}/{MANIFEST_FILE}: ")
+            self._fault(MANIFEST_FILE, what.removesuffix("; restore it from a copy"), _RESTORE)
         return None
 
     def _ledger(self) -> list[LedgerEntry]:
@@ -135,10 +136,12 @@ class _Verifier:
             if not name.endswith(".json"):
                 continue
             path, shard = f"{LEDGER_FOLDER}/{name}", name.removesuffix(".json")
+            where, to_do = f"shard {shard}", make_anew(shard)
             try:
                 entries.append(parse_entry(path, self.store.read(path)))
             except (CacheCorruptError, FileNotFoundError) as error:
-                self._fault(f"shard {shard}", str(error), make_anew(shard))
+                what = str(error).removeprefix(f"{where}: ").removesuffix(f"; {to_do}")
+                self._fault(where, what, to_do)
         entries.sort(key=lambda entry: (entry.part, entry.view_start))
         for entry, following in overlapping(entries):
             self._fault(
@@ -195,6 +198,11 @@ class _Verifier:
         where, to_do = f"shard {entry.shard}", make_anew(entry.shard)
         before = len(self.faults)
         files: dict[str, bytes] = {}
+        try:  # before any is read: a link to elsewhere is refused
+            self.store.sizes([file.path for file in entry.files])
+        except CacheCorruptError as error:
+            self._fault(where, str(error), to_do)
+            return False
         for file in entry.files:
             data = self._read(file, where, to_do)
             if data is not None:
@@ -219,6 +227,11 @@ class _Verifier:
             data = self.store.read(file.path)
         except FileNotFoundError:
             self._fault(where, f"{expected}, got no such file", to_do)
+            return None
+        except TidecacheError:
+            raise
+        except OSError as error:
+            self._fault(where, f"{expected}, got: {error}", to_do)
             return None
         self.files += 1
         self.num_bytes += len(data)

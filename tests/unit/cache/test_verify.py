@@ -349,3 +349,29 @@ def test_nonsense_in_whole_files_is_a_fault_and_no_crash(copy_of):
     assert where == f"shard {shard}"
     assert what.startswith("expected content of one piece, got: IndexError")
     assert scan_views(cache).collect().height > 0
+
+
+def test_a_folder_in_a_files_place_and_a_shard_that_lies_elsewhere_are_faults(copy_of, tmp_path):
+    cache = copy_of("chunks")
+    first, second, _ = sorted(path.stem for path in (cache / "ledger").iterdir())
+    views = cache / "shards" / first / "views.parquet"
+    views.unlink()
+    views.mkdir()
+    (cache / "shards" / second).rename(tmp_path / "elsewhere")
+    (cache / "shards" / second).symlink_to(tmp_path / "elsewhere")
+    (_, of_folder), (_, of_link) = faults_of(cache)
+    assert "Is a directory" in of_folder
+    assert "got a link to elsewhere" in of_link
+
+
+def test_a_fault_reads_as_one_sentence(copy_of):
+    cache = copy_of("chunks")
+    shard = first_shard(cache)
+    (cache / "ledger" / f"{shard}.json").write_bytes(b"{}")
+    manifest = cache / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b"0", b"1", 1))
+    of_manifest, of_shard = map(str, verify_cache(cache).faults)
+    assert of_manifest.startswith("manifest.json: it was changed or damaged: expected the seal")
+    assert of_manifest.endswith("; restore it from a copy, or make the cache anew")
+    assert of_shard.startswith(f"shard {shard}: expected a ledger entry in ledger/{shard}.json")
+    assert of_shard.count("remove ledger/") == 1
