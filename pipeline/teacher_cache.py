@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
@@ -85,8 +86,8 @@ class TeacherCacheStage:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._student = _tokenizer(recipe, "student")
-        self._teacher = _tokenizer(recipe, "teacher")
+        self._student = load_tokenizer(recipe, "student")
+        self._teacher = load_tokenizer(recipe, "teacher")
         _ = self._student.mask_id, self._teacher.mask_id  # both are needed: refuse before any work
         if isinstance(recipe.pipeline, SharedTokenizer):
             check_shared_vocabulary(self._student, self._teacher, recipe.pipeline.vocab)
@@ -332,7 +333,8 @@ def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
     )
 
 
-def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
+def load_tokenizer(recipe: Recipe, side: Literal["student", "teacher"]) -> ChatTokenizer:
+    """One side's tokenizer."""
     source = recipe.student if side == "student" else recipe.teacher
     return ChatTokenizer.load(
         source.model,
@@ -342,23 +344,27 @@ def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
     )
 
 
+def teacher_identity(recipe: Recipe) -> TeacherIdentity:
+    """Which teacher a recipe names; its weights are read for it."""
+    return TeacherIdentity(
+        name=Path(recipe.teacher.model).name,
+        revision=recipe.teacher.revision,
+        weights=weights_digest(recipe.teacher),
+        family=recipe.teacher.family,
+        attention=recipe.teacher.attention.type,
+        block_size=recipe.teacher_block_size,
+        dtype=recipe.teacher.dtype,
+    )
+
+
 def _identity(
     recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
 ) -> CacheIdentity:
-    targets, attention = recipe.targets, recipe.teacher.attention
-    shared = recipe.pipeline
+    targets, shared = recipe.targets, recipe.pipeline
     vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
     return CacheIdentity(
         pipeline=recipe.pipeline.type,
-        teacher=TeacherIdentity(
-            name=Path(recipe.teacher.model).name,
-            revision=recipe.teacher.revision,
-            weights=weights_digest(recipe.teacher),
-            family=recipe.teacher.family,
-            attention=attention.type,
-            block_size=recipe.teacher_block_size,
-            dtype=recipe.teacher.dtype,
-        ),
+        teacher=teacher_identity(recipe),
         student_tokenizer=student.fingerprint,
         teacher_tokenizer=teacher.fingerprint,
         lengths=LengthsIdentity(

@@ -140,6 +140,29 @@ def inspect(
 
 
 @app.command()
+def verify(
+    cache: CacheAddress,
+    fidelity: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Also let the teacher score N stored views again; the manifest keeps the figures.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check every file, count, mask and bound of a cache; exit code 3 if anything is wrong."""
+    if overrides and fidelity is None:
+        raise typer.BadParameter("--set needs --fidelity: it says where the teacher is")
+    from pipeline.cli.verify import show_verification
+
+    if not show_verification(cache, num_views=fidelity, overrides=overrides or ()):
+        _complain(f"{cache}: expected a sound cache, got the faults that are listed above")
+        raise typer.Exit(_CORRUPT_CACHE)
+
+
+@app.command()
 def serve(
     recipe: RecipeFile,
     overrides: Overrides = None,

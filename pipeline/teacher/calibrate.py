@@ -181,8 +181,8 @@ def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
             # where the teacher saw nothing either, there is no difference to learn from
             if not np.array_equal(one.noised_ids_T, blind.noised_ids_T)
         ]
-        hidden.append(_in_order(backend, [one for one, _ in passes]))
-        weaker.append(_in_order(backend, [blind for _, blind in passes]))
+        hidden.append(hidden_in_order(backend, [one for one, _ in passes]))
+        weaker.append(hidden_in_order(backend, [blind for _, blind in passes]))
         gold += [torch.from_numpy(one.clean_ids_T[one.is_answered_T]) for one, _ in passes]
         if sum(map(len, hidden)) >= _MOST_SEARCH_ROWS:
             break
@@ -215,7 +215,7 @@ def blind_pass(pair: Pair, is_answered_T: Bools, mask_id: int) -> TeacherPass:
     )
 
 
-def _in_order(backend: TeacherBackend, passes: Sequence[TeacherPass]) -> Float[Tensor, "M H"]:
+def hidden_in_order(backend: TeacherBackend, passes: Sequence[TeacherPass]) -> Float[Tensor, "M H"]:
     """The hidden rows in order of pass and position, however the blocks come."""
     blocks = list(backend.rows(passes))
     if not blocks:
