@@ -138,10 +138,10 @@ def _decode_columns(
         state = state_L[: rows.stop - rows.start]
         activity = np.zeros(len(state), np.int32)
         for r in range(len(sketch_RM)):
-            slot = table_RG[r].take(activity_class(activity))
+            slot: NDArray[np.int32] = table_RG[r][activity_class(activity)]
             slot += (state & mask).astype(np.int32)
-            symbol = symbol_of.take(slot)
-            both = packed.take(slot)
+            symbol: NDArray[np.int32] = symbol_of[slot]
+            both: NDArray[np.uint32] = packed[slot]
             read += _pop(state, both, words[read:])
             activity = next_activity(activity, symbol, coder.weight_R[r], coder.mean_R[r])
             value = symbol
@@ -196,8 +196,8 @@ def _symbols(
     is_beyond_RM = np.empty((rank, num_rows), np.bool_)
     activity = np.zeros(num_rows, np.int32)
     for r in range(rank):
-        table_RM[r] = coder.table_RG[r].take(activity_class(activity))
-        bound = bound_B.take(table_RM[r])
+        table_RM[r] = coder.table_RG[r][activity_class(activity)]
+        bound: NDArray[np.int32] = bound_B[table_RM[r]]
         whole = (sketch_MR[:, r] >> int(coder.shift_R[r])).astype(np.int32)
         is_beyond_RM[r] = np.abs(whole) >= bound
         symbol_RM[r] = np.clip(whole, -bound, bound)
@@ -212,7 +212,7 @@ def _rounds(num_rows: int) -> list[slice]:
 
 def _starts(frequency_BA: NDArray[np.uint16]) -> NDArray[np.uint32]:
     ends = frequency_BA.cumsum(1, dtype=np.uint32)
-    return ends - frequency_BA
+    return ends - frequency_BA.astype(np.uint32)
 
 
 def _slot_tables(coder: SketchCoder) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
@@ -221,7 +221,8 @@ def _slot_tables(coder: SketchCoder) -> tuple[NDArray[np.uint32], NDArray[np.int
     start_BA = _starts(frequency_BA)
     symbols = np.arange(-TOP, TOP + 1, dtype=np.int32)
     slots = np.arange(_SLOTS, dtype=np.uint32)
-    packed, symbol_of = [], []
+    packed: list[NDArray[np.uint32]] = []
+    symbol_of: list[NDArray[np.int32]] = []
     for frequency_A, start_A in zip(frequency_BA, start_BA, strict=True):
         packed.append(
             (np.repeat(frequency_A, frequency_A).astype(np.uint32) << np.uint32(16))

@@ -230,7 +230,8 @@ def decode_ids(files: Mapping[str, bytes], kept: KeptIdentity, rows: TokenRows) 
         high = decode_array(files, kept, rows, "ids_high")
         if bits == 2:
             shifts = np.arange(0, 8, 2, dtype=np.uint8)
-            high = ((high[:, :, None] >> shifts) & 3).reshape(len(high), -1)[:, : kept.top_k]
+            high = ((high[:, :, None] >> shifts) & 3).reshape(rows.num_rows, 4 * high.shape[1])
+            high = high[:, : kept.top_k]
         ids_MK |= high.astype(np.int32) << 16
     return ids_MK
 
@@ -331,5 +332,5 @@ def _high_plane(ids_MK: Ints, bits: int) -> NDArray[np.uint8]:
     columns = -(-high.shape[1] // 4) * 4
     fours = np.zeros((len(high), columns), np.uint8)
     fours[:, : high.shape[1]] = high
-    fours = fours.reshape(len(high), -1, 4) << np.arange(0, 8, 2, dtype=np.uint8)
+    fours = fours.reshape(len(high), columns // 4, 4) << np.arange(0, 8, 2, dtype=np.uint8)
     return np.bitwise_or.reduce(fours, axis=2)

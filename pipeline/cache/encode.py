@@ -103,6 +103,11 @@ def _check_view(stored: StoredView, pair: Pair, kept: KeptIdentity, rank: int) -
         assert isinstance(tokens, KeptTargets), f"{where}: dense targets are never stored"
         num_rows = int(np.diff(spans_C4[chunk_C, :2]).sum())
         assert tokens.ids_MK.shape == (num_rows, kept.top_k), f"{where}: not a row a teacher token"
+        size_C = spans_C4[chunk_C, 1] - spans_C4[chunk_C, 0]
+        last_C = size_C.cumsum() - 1
+        assert np.array_equal(
+            tokens.gold_logp_M[last_C[size_C == 1]], targets.logp_C[size_C == 1]
+        ), f"{where}: a chunk of one token has another logp than its token"
         assert tokens.sketch_MR.shape == (num_rows, rank), f"{where}: a sketch of another basis"
         assert tokens.temperatures == kept.temperatures, f"{where}: other temperatures"
         assert tokens.vocab_size == kept.vocab_size, f"{where}: another vocabulary"

@@ -69,9 +69,11 @@ def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
 
 def _positions(spans_C2: Ints) -> Ints:
     """Every position of half-open spans, one span after the other."""
-    return np.concatenate(
-        [np.arange(start, stop, dtype=np.int32) for start, stop in spans_C2.tolist()]
-        or [np.zeros(0, np.int32)]
+    size_C = spans_C2[:, 1] - spans_C2[:, 0]
+    stop_C = size_C.cumsum()  # where each span ends among all positions
+    total = int(stop_C[-1]) if len(stop_C) else 0
+    return np.arange(total, dtype=np.int32) + np.repeat(
+        (spans_C2[:, 1] - stop_C).astype(np.int32), size_C
     )
 
 

@@ -5,6 +5,7 @@ Axes: N calibration position, H hidden size, R sketch dimension, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def find_axes(moments: Moments, bias_V: Float[Tensor, " V"] | None) -> Axes:
     head_VH = head_VH - share_V @ head_VH
     metric_HH = _ridged(head_VH.T @ (head_VH * share_V[:, None]), _METRIC_RIDGE)
     root_HH, inverse_HH = _roots(moments.covariance_HH)
-    size_H, turn_HH = torch.linalg.eigh(root_HH @ metric_HH @ root_HH)
+    size_H, turn_HH = _eigen(root_HH @ metric_HH @ root_HH)
     order = size_H.argsort(descending=True)
     scale_H, turn_HH = size_H[order].clamp_min(1e-12).sqrt(), turn_HH[:, order]
     base_V = head_VH @ moments.mean_H
@@ -143,7 +144,8 @@ def fitted(
     error_R = ((target_NR - rounded_NR) ** 2).mean(0) * basis.step**2
     decode_RV = torch.from_numpy(basis.decode_RV)
     bias_V = torch.zeros(basis.vocab_size)
-    for r, error in enumerate(error_R.tolist()):  # row by row: D squared would be as large as D
+    errors = cast("list[float]", error_R.tolist())
+    for r, error in enumerate(errors):  # row by row: D squared would be as large as D
         bias_V += error * decode_RV[r].float() ** 2
     sketch_NR = encode_rows(encoder, rows_NH, logits_of)
     return replace(basis, bias_V=bias_V.numpy(), coder=fit_coder(sketch_NR.cpu().numpy()))
@@ -153,19 +155,28 @@ def encode_rows(
     encoder: SketchEncoder, hidden_MH: Float[Tensor, "M H"], logits_of: LogitsOf
 ) -> Int[Tensor, "M R"]:
     """The sketch of many rows whose logits are made a block at a time."""
-    blocks = hidden_MH.split(_BLOCK_ROWS)
+    blocks = _split(hidden_MH, _BLOCK_ROWS)
     return torch.cat([encoder.encode(block, logits_of(block)) for block in blocks])
 
 
 def _decoding(back_HH: Float[Tensor, "R H"], head_VH: Float[Tensor, "V H"]) -> Float[Tensor, "R V"]:
     """The product in float16, made a few columns at a time: in float32 it is gigabytes."""
-    blocks = head_VH.split(_BLOCK_COLUMNS)
+    blocks = _split(head_VH, _BLOCK_COLUMNS)
     return torch.cat([(back_HH @ block.T).half() for block in blocks], dim=1)
+
+
+def _split(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", rows.split(size))
+
+
+def _eigen(matrix_HH: Float[Tensor, "H H"]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising, and eigenvectors of a symmetric matrix."""
+    return cast("Any", torch.linalg).eigh(matrix_HH)
 
 
 def _roots(matrix_HH: Float[Tensor, "H H"]) -> tuple[Tensor, Tensor]:
     """The symmetric square root, and its inverse."""
-    size_H, turn_HH = torch.linalg.eigh(matrix_HH)
+    size_H, turn_HH = _eigen(matrix_HH)
     size_H = size_H.clamp_min(size_H.max() * 1e-14)
     return turn_HH * size_H.sqrt() @ turn_HH.T, turn_HH * size_H.rsqrt() @ turn_HH.T
 

@@ -38,8 +38,8 @@ def fit_coder(sketch_NR: Sketch) -> SketchCoder:
     mean_R = np.rint(weight_R * np.abs(symbol_RN).mean(1)).astype(np.int32)
     class_RN = _classes(symbol_RN, weight_R, mean_R)
     rms_RG = _rms(symbol_RN, class_RN)
-    lowest, highest = np.log(rms_RG.min()), np.log(rms_RG.max()) + 1e-9
-    edges = np.linspace(lowest, highest, NUM_TABLES + 1)
+    lowest, highest = float(np.log(rms_RG.min())), float(np.log(rms_RG.max())) + 1e-9
+    edges: Float64s = np.linspace(lowest, highest, NUM_TABLES + 1)
     table_RG = np.digitize(np.log(rms_RG), edges[1:-1]).astype(np.uint8)
     counts_BA = np.zeros((NUM_TABLES, 2 * TOP + 1))
     table_RN = np.take_along_axis(table_RG, class_RN, axis=1)

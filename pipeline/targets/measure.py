@@ -3,11 +3,16 @@
 Axes: M position, V vocabulary.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 TEACHER_SHARE = 0.3  # lambda of the TIDAL gradient whose error is measured
+_LEAST_GRADIENT = 0.1  # of the mean
 
 
 def kl_at(
@@ -21,6 +26,30 @@ def kl_at(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class GradientError:
+    """Norms of each row: of TIDAL's gradient in the student's logits, and of its error."""
+
+    gradient_M: Float[Tensor, " M"]
+    error_M: Float[Tensor, " M"]
+
+    def relative(self) -> Float[Tensor, " M"]:
+        """|g^ - g| / |g| of the rows with a gradient to speak of, a tenth of the mean or more.
+
+        Where the student says what the teacher says nothing is taught, and the ratio means nothing.
+        """
+        is_taught_M = self.gradient_M > _LEAST_GRADIENT * self.gradient_M.mean()
+        return self.error_M[is_taught_M] / self.gradient_M[is_taught_M]
+
+    @classmethod
+    def joined(cls, parts: Sequence["GradientError"]) -> "GradientError":
+        """The rows of all parts."""
+        return cls(
+            torch.cat([part.gradient_M for part in parts]),
+            torch.cat([part.error_M for part in parts]),
+        )
+
+
 def tidal_gradient_error(
     true_MV: Float[Tensor, "M V"],
     rebuilt_MV: Float[Tensor, "M V"],
@@ -28,8 +57,8 @@ def tidal_gradient_error(
     *,
     temperature: float,
     share: float = TEACHER_SHARE,
-) -> Float[Tensor, " M"]:
-    """|g^ - g| / |g| of each row, g = softmax(s / T) - r the direction of TIDAL's gradient in s.
+) -> GradientError:
+    """The error of g = softmax(s / T) - r, the direction of TIDAL's gradient in the student's s.
 
     r = softmax(((1 - share) s + share z) / T) with the true logits z, r^ with the rebuilt ones.
     """
@@ -39,5 +68,8 @@ def tidal_gradient_error(
 
     true_target_MV = target(true_MV)
     gradient_MV = (student_MV / temperature).softmax(-1) - true_target_MV
-    error_MV = target(rebuilt_MV) - true_target_MV
-    return error_MV.norm(dim=-1) / gradient_MV.norm(dim=-1).clamp_min(1e-20)
+    return GradientError(_norm(gradient_MV), _norm(target(rebuilt_MV) - true_target_MV))
+
+
+def _norm(rows_MV: Float[Tensor, "M V"]) -> Float[Tensor, " M"]:
+    return (rows_MV**2).sum(-1).sqrt()

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.targets.calibrate import Axes, LogitsOf, encode_rows, fitted
 from pipeline.targets.expand import expand_sketch
-from pipeline.targets.measure import kl_at, tidal_gradient_error
+from pipeline.targets.measure import GradientError, kl_at, tidal_gradient_error
 from pipeline.targets.sketch import SketchDecoder, SketchEncoder
 from storage_schemas.basis import Basis
 from storage_schemas.sketch_coder import encode_sketch
@@ -103,8 +102,8 @@ def _next_step(trials: list[tuple[float, float]], amount: float, rises: bool) ->
     if len(near) == 2 and near[0][0] != near[1][0]:
         found = (near[0][1] - near[1][1]) / (near[0][0] - near[1][0])
         slope = found if found * slope > 0.05 * slope**2 else slope
-    where = near[0][0] + float(np.clip((wanted - near[0][1]) / slope, -2.0, 2.0))
-    return math.exp(float(np.clip(where, *map(math.log, _STEPS))))
+    where = near[0][0] + min(max((wanted - near[0][1]) / slope, -2.0), 2.0)
+    return min(max(math.exp(where), _STEPS[0]), _STEPS[1])
 
 
 def reach(
@@ -115,7 +114,7 @@ def reach(
     encoder, decoder = SketchEncoder.of(basis, device), SketchDecoder.of(basis, device)
     sketch_MR = encode_rows(encoder, rows.hidden_MH, logits_of)
     divergence: dict[float, list[Tensor]] = {t: [] for t in temperatures}
-    errors: list[Tensor] = []
+    errors: list[GradientError] = []
     for at in range(0, len(sketch_MR), _BLOCK_ROWS):
         block = slice(at, at + _BLOCK_ROWS)
         true_MV, gold_id_M = logits_of(rows.hidden_MH[block]), rows.gold_id_M[block]
@@ -131,7 +130,7 @@ def reach(
     return Reached(
         num_bytes=coded_bytes(basis, sketch_MR),
         kl={t: torch.cat(parts).mean().item() for t, parts in divergence.items()},
-        grad_error=torch.cat(errors).mean().item(),
+        grad_error=GradientError.joined(errors).relative().mean().item(),
     )
 
 

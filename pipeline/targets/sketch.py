@@ -8,6 +8,7 @@ Axes: M position, H hidden size, R sketch dimension, V vocabulary, K likely toke
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -145,13 +146,13 @@ def round_shaped(
         start = max(0, stop - _COLUMNS)
         block_MKB = seen_MKR[:, :, start:stop]
         inner_MKK = inner_MKK - block_MKB @ block_MKB.mT
-        root_MKK = torch.linalg.cholesky(inner_MKK)
+        root_MKK = _cholesky(inner_MKK)
         both = torch.cat([block_MKB, felt_MK[..., None]], dim=-1)
-        both = torch.linalg.solve_triangular(root_MKK, both, upper=False)
+        both = _solve_lower(root_MKK, both)
         solved_MKB, pull_MK1 = both[..., :-1], both[..., -1:]
         schur_MBB = solved_MKB.mT @ solved_MKB
         schur_MBB.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        upper_MBB = torch.linalg.cholesky(schur_MBB, upper=True)
+        upper_MBB = _cholesky(schur_MBB).mT
         pull_MB1 = solved_MKB.mT @ pull_MK1
         # the errors that would undo what is felt already
         wanted_MB = -torch.cholesky_solve(pull_MB1, upper_MBB, upper=True)[..., 0]
@@ -161,6 +162,15 @@ def round_shaped(
         whole_MR[:, start:stop] = target_MR[:, start:stop] - error_MB
         felt_MK += (block_MKB @ error_MB[..., None])[..., 0]
     return whole_MR.round()  # they are integers but for the subtraction
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The lower factor of each symmetric matrix."""
+    return cast("Any", torch.linalg).cholesky(matrix)
+
+
+def _solve_lower(lower: Tensor, right: Tensor) -> Tensor:
+    return cast("Any", torch.linalg).solve_triangular(lower, right, upper=False)
 
 
 def _round_block(

@@ -5,7 +5,6 @@ Axes: M answered teacher position of all views, C answered chunk, K kept logit, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -79,7 +78,12 @@ class _Rows:
         self._keep = keep
         counts = [int(corruption.is_masked_T.sum()) for _, corruption in views]
         self._start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-        self._rank = [corruption.is_masked_T.cumsum() - 1 for _, corruption in views]
+        lengths = [len(pair.teacher_ids_T) for pair, _ in views]
+        self._offset = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        nothing = np.zeros(0, np.int32)
+        self._token_ids = np.concatenate([nothing, *(pair.teacher_ids_T for pair, _ in views)])
+        is_masked = np.concatenate([np.zeros(0, bool), *(c.is_masked_T for _, c in views)])
+        self._row = is_masked.cumsum() - 1  # of each teacher token of all views, end to end
         total = int(self._start[-1])
         self._gold_logp = np.full(total, np.nan, np.float32)
         width = keep.k if isinstance(keep, KeepTokens) else 0
@@ -96,16 +100,16 @@ class _Rows:
     def add(self, view_M: NDArray[np.int64], block: RowBlock) -> None:
         """Keep what is wanted of a block of rows."""
         logits_MV = block.logits_MV
-        places = zip(view_M.tolist(), block.position_M.tolist(), strict=True)
-        pairs = cast("list[tuple[int, int]]", list(places))
-        row_M = np.array([int(self._start[v] + self._rank[v][p]) for v, p in pairs], np.int64)
-        gold_M = torch.tensor([int(self._views[v][0].teacher_ids_T[p]) for v, p in pairs])
+        token_M = self._offset[view_M] + block.position_M
+        row_M = self._row[token_M]
+        gold_M = torch.from_numpy(self._token_ids[token_M]).long()
         logp_M = gold_logp(logits_MV, gold_M.to(logits_MV.device))
         if not logp_M.isfinite().all():
             bad = int((~logp_M.isfinite()).nonzero()[0])
             raise TeacherError(
-                f"record {self._views[pairs[bad][0]][0].record_id}: the teacher's answer at token "
-                f"{pairs[bad][1]} is not finite; try another dtype, or leave this record out"
+                f"record {self._views[view_M[bad]][0].record_id}: the teacher's answer at token "
+                f"{block.position_M[bad]} is not finite; try another dtype, or leave this record "
+                f"out"
             )
         self._gold_logp[row_M] = logp_M.cpu().numpy()
         if isinstance(self._keep, KeepTokens):

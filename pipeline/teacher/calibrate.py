@@ -6,6 +6,7 @@ Axes: N calibration position, M search position, H hidden size, T teacher positi
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,7 +63,8 @@ def calibrate(backend: TeacherBackend, reserved: Reserved, kept: KeptIdentity) -
     assert not isinstance(tail, EvenTail | None), "this tail needs no calibration"
     head = backend.head
     weight_VH = head.weight.detach()[: kept.vocab_size].float()
-    bias_V = None if head.bias is None else head.bias.detach()[: kept.vocab_size].float()
+    bias = cast("Tensor | None", head.bias)  # None in most heads, whatever the stubs say
+    bias_V = None if bias is None else bias.detach()[: kept.vocab_size].float()
     temperature = tail.temperature if isinstance(tail, SketchTail) else max(kept.temperatures)
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.teacher_cache import run_teacher_cache
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import build_distillation
+from pipeline.train.expand import expander, live_rows
 from pipeline.train.tensors import as_tensors
 from pipeline.train.trainer import Reporter
 from storage_schemas.manifest import LedgerEntry
@@ -36,7 +37,7 @@ class LiveReader(CacheReader):
 
     score: Callable[[ShardContent], ShardContent]
 
-    def read_shard(self, entry: LedgerEntry) -> ShardContent:
+    def read_shard(self, entry: LedgerEntry, *args, **options) -> ShardContent:
         return self.score(CacheReader.read_shard(self, entry))
 
 
@@ -92,7 +93,12 @@ def train(
 ) -> tuple[list[dict[str, float]], torch.Tensor]:
     """Every step's losses, and the first gradient; `student_train` with a reader of our own."""
     shared = getattr(recipe.pipeline, "vocab", None)
-    distillation = build_distillation(recipe.objective, shared_vocab=shared)
+    expand = (
+        live_rows
+        if isinstance(reader, LiveReader)
+        else expander(reader.identity.kept, reader.read_basis(), torch.device("cpu"))
+    )
+    distillation = build_distillation(recipe.objective, shared_vocab=shared, expand=expand)
     stream = CacheStream(
         reader,
         batch_size=recipe.train.batch_size,
@@ -123,7 +129,11 @@ def cached(tiny, tmp_path_factory):
     """The caches, by kind and k (0: chunks alone), as recipes."""
     recipes = {}
     for kind, k in (("b", SHARED), ("a", 0), ("a", 5)):
-        targets = {"type": "tokens", "k": k, "logits_dtype": "float32"} if k else {"type": "chunks"}
+        targets = (
+            {"type": "tokens", "k": k, "logits_dtype": "float32", "tail": {"type": "even"}}
+            if k
+            else {"type": "chunks", "k": 0}
+        )
         overrides = {"pipeline.vocab": SHARED} if kind == "b" else {}
         recipe = tiny.recipe(
             kind,

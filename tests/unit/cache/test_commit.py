@@ -110,7 +110,7 @@ def test_files_are_on_disk_before_they_get_their_name_and_the_ledger_comes_last(
         any(path.endswith(f"/files/{entry.inner_path(file)}") for path in synced)
         for file in entry.files
     )
-    assert any(path.endswith("/files/tokens.zarr/ids/c/0") for path in synced)  # folders too
+    assert any(path.endswith("/files/tokens.zarr/ids_low/c/0") for path in synced)  # folders too
     assert log[renamed + 1 :] == [
         ("fsync", str(tmp_path / "shards")),
         ("link", str(tmp_path / "ledger" / f"{entry.shard}.json")),
@@ -321,7 +321,7 @@ def test_shards_without_their_manifest_are_not_written_over(tmp_path):
 def test_a_committed_shard_whose_file_is_gone_does_not_count_as_finished(tmp_path):
     run_stage(tmp_path)
     whole = tree(tmp_path)
-    (tmp_path / "shards/p00001-v0000-0002/tokens.zarr/ids/c/0/0").unlink()
+    (tmp_path / "shards/p00001-v0000-0002/tokens.zarr/ids_low/c/0/0").unlink()
     with pytest.raises(CacheCorruptError, match=r"remove ledger/p00001-v0000-0002\.json"):
         run_stage(tmp_path)
     (tmp_path / "ledger/p00001-v0000-0002.json").unlink()  # as the message says

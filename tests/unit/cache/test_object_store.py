@@ -59,8 +59,8 @@ def test_the_entry_is_put_last(address, s3_server):
     with open_writer(address) as writer:
         entry = writer.commit(content())
     assert [path.split("/")[0] for path in puts[:3]] == [
-        "vocabulary",
-        "vocabulary",
+        "common",
+        "common",
         "manifest.json",
     ]
     assert sorted(puts[3:-1]) == sorted(file.path for file in entry.files)

@@ -13,7 +13,7 @@ from pipeline.cache.writer import CacheWriter
 from storage_schemas.errors import CacheCorruptError, CacheIdentityError, CacheMissingError
 from storage_schemas.parquet_layout import VIEWS, decode_table
 from storage_schemas.seal import sealed_fields, unsealed
-from storage_schemas.zarr_layout import decode_array
+from storage_schemas.zarr_layout import TokenRows, decode_array
 
 IDENTITY = identity_of(top_k=2)
 SHARD = "p00001-v0000-0002"
@@ -60,7 +60,7 @@ def test_a_cache_without_a_committed_shard_opens_only_where_that_is_allowed(tmp_
 
 def test_another_schema_version_is_refused(cache):
     edit(cache / "manifest.json", lambda m: m["identity"].update(schema_version=99))
-    with pytest.raises(CacheIdentityError, match="expected schema version 1, got 99"):
+    with pytest.raises(CacheIdentityError, match="expected schema version 2, got 99"):
         CacheReader.open(cache)
 
 
@@ -74,7 +74,7 @@ def test_a_manifest_that_was_edited_is_refused(cache):
 
 
 def test_every_missing_or_truncated_file_is_refused_at_opening_with_the_shard_named(cache):
-    for name in [*files_of(cache), "vocabulary/teacher.parquet"]:
+    for name in [*files_of(cache), "common/vocabulary/teacher.parquet"]:
         file, where = cache / name, SHARD if name.startswith("shards") else "the manifest"
         data = file.read_bytes()
         file.unlink()
@@ -112,20 +112,21 @@ def test_one_flipped_bit_in_any_file_is_found_on_reading(cache):
 
 def test_the_files_own_checksums_find_flips_in_the_data_without_the_ledger(cache):
     kept, folder = IDENTITY.kept, cache / "shards" / SHARD
-    rows = CacheReader.open(cache).entries[1].counts.num_token_rows
+    counts = CacheReader.open(cache).entries[1].counts
+    rows = TokenRows(num_rows=counts.num_token_rows, num_joint=counts.num_joint_rows)
     tokens = {
         str(file.relative_to(folder / "tokens.zarr")): file.read_bytes()
         for file in (folder / "tokens.zarr").rglob("*")
         if file.is_file()
     }
-    data = tokens["ids/c/0/0"]
+    data = tokens["ids_low/c/0/0"]
     for position in range(len(data)):
         flipped = data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
         with pytest.raises(CacheCorruptError, match="ids"):
-            decode_array(tokens | {"ids/c/0/0": flipped}, kept, rows, "ids")
-    del tokens["ids/c/0/0"]
-    with pytest.raises(CacheCorruptError, match=r"expected tokens\.zarr/ids/c/0/0, got no such"):
-        decode_array(tokens, kept, rows, "ids")
+            decode_array(tokens | {"ids_low/c/0/0": flipped}, kept, rows, "ids_low")
+    del tokens["ids_low/c/0/0"]
+    with pytest.raises(CacheCorruptError, match=r"ids_low.*got no ids_low/c/0/0"):
+        decode_array(tokens, kept, rows, "ids_low")
     views = (folder / "views.parquet").read_bytes()
     position = 60  # inside the first page
     flipped = views[:position] + bytes([views[position] ^ 4]) + views[position + 1 :]

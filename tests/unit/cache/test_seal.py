@@ -116,12 +116,14 @@ def test_a_removed_entry_is_made_anew_as_the_message_says(cache, whole):
 
 def test_a_flipped_bit_of_a_vocabulary_is_found_at_opening(cache):
     for side in ("student", "teacher"):
-        file = cache / "vocabulary" / f"{side}.parquet"
+        file = cache / "common" / "vocabulary" / f"{side}.parquet"
         data = file.read_bytes()
         flipped = bytearray(data)
         flipped[len(data) // 2] ^= 1
         file.write_bytes(flipped)
-        with pytest.raises(CacheCorruptError, match=f"vocabulary/{side}.parquet .*other content"):
+        with pytest.raises(
+            CacheCorruptError, match=f"common/vocabulary/{side}.parquet .*other content"
+        ):
             CacheReader.open(cache)
         file.write_bytes(data)
 

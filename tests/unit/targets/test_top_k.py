@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from pipeline.targets.top_k import expand_top_k, keep_top_k, logsumexp_at
+from pipeline.targets.expand import expand_even
+from pipeline.targets.top_k import keep_top_k, logsumexp_at
 
 # Steps of float32 at the size of z / T that one row of probabilities may be off by.
 STEPS = 4
@@ -26,9 +27,7 @@ def _expanded(logits_MV, *, k, temperature):
     ids_MK, kept_MK = keep_top_k(logits_MV, k=k)
     logsumexp_M = logsumexp_at(logits_MV, [temperature])[:, 0]
     vocab_size = logits_MV.shape[1]
-    return expand_top_k(
-        ids_MK, kept_MK, logsumexp_M, vocab_size=vocab_size, temperature=temperature
-    )
+    return expand_even(ids_MK, kept_MK, logsumexp_M, vocab_size=vocab_size, temperature=temperature)
 
 
 def _random_logits(seed, num_rows, vocab_size, scale):
@@ -107,14 +106,14 @@ def test_a_tail_of_one_token_is_that_token():
 def test_a_rounded_up_logsumexp_is_clamped_to_the_smallest_kept_logit():
     # a tail that would need more than (V - K) times the smallest kept: stored in float16, say
     ids, kept = torch.tensor([[2, 0]]), torch.tensor([[1.0, 0.0]])
-    got = expand_top_k(ids, kept, torch.tensor([9.0]), vocab_size=4, temperature=1.0)
+    got = expand_even(ids, kept, torch.tensor([9.0]), vocab_size=4, temperature=1.0)
     assert_close(got, torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
 
 
 def test_where_rounding_leaves_no_tail_the_rest_is_finite_and_without_mass():
     # all the mass is inside; the logsumexp is even a little below what is inside
     ids, kept = torch.tensor([[0, 1]]), torch.tensor([[80.0, 0.0]])
-    got = expand_top_k(ids, kept, torch.tensor([79.99]), vocab_size=5, temperature=1.0)
+    got = expand_even(ids, kept, torch.tensor([79.99]), vocab_size=5, temperature=1.0)
     assert got.isfinite().all()
     assert (got.softmax(-1)[0, 2:] < 1e-25).all()
 
@@ -124,7 +123,7 @@ def test_logits_of_either_dtype_expand_in_float32(dtype):
     # float16 is how they are stored; reading turns them into float32 before they get here
     logits_MV = _random_logits(5, 4, 9, 3.0)
     stored_MK = keep_top_k(logits_MV, k=3)[1].to(dtype).float()
-    got_MV = expand_top_k(
+    got_MV = expand_even(
         keep_top_k(logits_MV, k=3)[0],
         stored_MK,
         logsumexp_at(logits_MV, [2.0])[:, 0],
@@ -146,14 +145,14 @@ def test_logits_of_either_dtype_expand_in_float32(dtype):
 def test_expanded_rows_carry_no_gradient_and_leave_their_inputs_alone():
     ids, kept = torch.tensor([[2, 0]]), torch.tensor([[1.0, 0.5]])
     before = kept.clone()
-    got = expand_top_k(ids, kept, torch.tensor([2.0]), vocab_size=4, temperature=1.0)
+    got = expand_even(ids, kept, torch.tensor([2.0]), vocab_size=4, temperature=1.0)
     assert not got.requires_grad
     got += 1  # a view of the inputs would carry this back
     assert torch.equal(kept, before)
 
 
 def test_no_row_expands_to_no_row():
-    got = expand_top_k(
+    got = expand_even(
         torch.zeros(0, 2, dtype=torch.long),
         torch.zeros(0, 2),
         torch.zeros(0),

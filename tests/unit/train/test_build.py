@@ -26,10 +26,11 @@ from pipeline.train.build import (
     StudentAnswer,
     build_distillation,
     student_chunk_logp,
-    teacher_rows,
 )
+from pipeline.train.expand import expander, live_rows
 from pipeline.train.tensors import as_tensors
 from storage_schemas.batch import Batch
+from storage_schemas.identity import EvenTail, KeptIdentity
 from storage_schemas.targets import DenseTargets, KeptTargets
 
 B, S, V, SHARED = 3, 20, 17, 13
@@ -189,7 +190,7 @@ def test_a_token_objective_is_its_formula(name, progress, batch, tensors, answer
         fields |= {"tidal": {}, "tidal_against_reverse": True}
         mixed_MV = (1 - share_M[:, None]) * student_MV.detach() + share_M[:, None] * teacher_MV
         want = reverse_kl(student_MV, mixed_MV, temperature=TEMPERATURE)
-    distillation = build_distillation(_config(**fields), shared_vocab=SHARED)
+    distillation = build_distillation(_config(**fields), shared_vocab=SHARED, expand=live_rows)
     assert (distillation.normalizer, distillation.temperature) == ("tokens", TEMPERATURE)
     got = distillation.term(answer, tensors, progress)
     assert_close(got.total, want.total, **EXACT)
@@ -205,12 +206,22 @@ def test_tidal_moves_from_the_student_to_the_teacher_with_progress(tensors, answ
     config = _config(
         type="tidal_kl", tidal={"lambda_init": 0.0, "lambda_max": 1.0, "axes": "training"}
     )
-    distillation = build_distillation(config, shared_vocab=SHARED)
+    distillation = build_distillation(config, shared_vocab=SHARED, expand=live_rows)
     values = [
         distillation.term(answer, tensors, progress).total.item() for progress in (0.0, 0.5, 1.0)
     ]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert values[0] < values[1] < values[2]
+
+
+def _kept(k: int) -> KeptIdentity:
+    return KeptIdentity(
+        top_k=k,
+        logits_dtype="float32",
+        temperatures=(1.0, TEMPERATURE),
+        vocab_size=SHARED,
+        tail=EvenTail(),
+    )
 
 
 def _as_top_k(batch: Batch, k: int) -> Batch:
@@ -221,6 +232,7 @@ def _as_top_k(batch: Batch, k: int) -> Batch:
         logits_MK=kept_MK.numpy(),
         logsumexp_MJ=logsumexp_at(logits_MV, [1.0, TEMPERATURE]).numpy(),
         gold_logp_M=np.zeros(len(logits_MV), np.float32),
+        sketch_MR=np.zeros((len(logits_MV), 0), np.int16),
         temperatures=(1.0, TEMPERATURE),
         vocab_size=SHARED,
     )
@@ -231,9 +243,13 @@ def _as_top_k(batch: Batch, k: int) -> Batch:
 def test_a_cache_of_the_whole_vocabulary_is_the_live_teacher_bit_for_bit(
     name, batch, tensors, answer
 ):
-    distillation = build_distillation(_config(type=name), shared_vocab=SHARED)
+    config = _config(type=name)
+    exact = expander(_kept(SHARED), None, torch.device("cpu"))
     cached = as_tensors(_as_top_k(batch, SHARED), temperature=TEMPERATURE)
-    got, want = (distillation.term(answer, x, 0.3).total for x in (cached, tensors))
+    got, want = (
+        build_distillation(config, shared_vocab=SHARED, expand=expand).term(answer, x, 0.3).total
+        for expand, x in ((exact, cached), (live_rows, tensors))
+    )
     assert torch.equal(got, want)
 
 
@@ -241,8 +257,9 @@ def test_a_sparse_teacher_keeps_the_kept_tokens_probabilities_at_the_objectives_
     batch, tensors
 ):
     cached = as_tensors(_as_top_k(batch, 4), temperature=TEMPERATURE)
-    sparse_MV = (teacher_rows(cached, SHARED, TEMPERATURE) / TEMPERATURE).softmax(-1)
-    dense_MV = (teacher_rows(tensors, SHARED, TEMPERATURE) / TEMPERATURE).softmax(-1)
+    expand = expander(_kept(4), None, torch.device("cpu"))
+    sparse_MV = (expand(cached, TEMPERATURE) / TEMPERATURE).softmax(-1)
+    dense_MV = (live_rows(tensors, TEMPERATURE) / TEMPERATURE).softmax(-1)
     ids_MK = cached["teacher_ids_MK"]
     assert_close(sparse_MV.gather(1, ids_MK), dense_MV.gather(1, ids_MK), **EXACT)
 
@@ -265,7 +282,7 @@ def test_a_batch_without_an_active_chunk_or_token_is_a_differentiable_zero(batch
         }
     )
     for name in ("reverse_calm", "calm", "calm_tidal", "forward_kl", "tidal_kl", "reverse_kl"):
-        distillation = build_distillation(_config(type=name), shared_vocab=SHARED)
+        distillation = build_distillation(_config(type=name), shared_vocab=SHARED, expand=live_rows)
         term = distillation.term(answer, as_tensors(silent, temperature=TEMPERATURE), 0.5)
         assert int(term.count) == 0
         (grad,) = torch.autograd.grad(term.total, answer.logits_NV, retain_graph=True)

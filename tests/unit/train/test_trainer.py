@@ -20,6 +20,7 @@ from pipeline.student.forward import head, masked_hidden
 from pipeline.student_train import num_steps, run_student_train
 from pipeline.teacher_cache import run_teacher_cache
 from pipeline.train.build import StudentAnswer, build_distillation
+from pipeline.train.expand import expander
 from pipeline.train.tensors import as_tensors
 from storage_schemas.errors import RecipeError
 
@@ -81,11 +82,11 @@ def test_the_first_loss_is_the_formula_over_the_first_batch(
     (first,), _ = train(recipe)
     model = tiny.model("student").train()
     shared = 4096 if kind == "b" else None
-    distillation = build_distillation(recipe.objective, shared_vocab=shared)
+    reader = CacheReader.open(Path(caches[kind]))
+    expand = expander(reader.identity.kept, reader.read_basis(), torch.device("cpu"))
+    distillation = build_distillation(recipe.objective, shared_vocab=shared, expand=expand)
     is_tokens = distillation is not None and distillation.normalizer == "tokens"
-    stream = CacheStream(
-        CacheReader.open(Path(caches[kind])), batch_size=1, seed=0, has_tokens=is_tokens
-    )
+    stream = CacheStream(reader, batch_size=1, seed=0, has_tokens=is_tokens)
     total, num_maskable, terms = 0.0, 0, []
     for batch in islice(stream.batches(), 4):
         one = as_tensors(batch, temperature=distillation.temperature if distillation else None)
