@@ -7,9 +7,10 @@ asked for, says which arrays an answer needs.
 Axes: M answered teacher token, C answered chunk.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import compress
 from operator import not_
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -45,7 +46,7 @@ null in a block.
 """
 
 
-def scan_rows(reader: CacheReader, schema: pl.Schema, expand: Expand) -> pl.LazyFrame:
+def scan_rows(reader: CacheReader, schema: Mapping[str, Any], expand: Expand) -> pl.LazyFrame:
     """A frame of the schema, whose columns begin with those of OF_POSITION."""
 
     def source(
@@ -74,7 +75,7 @@ def scan_rows(reader: CacheReader, schema: pl.Schema, expand: Expand) -> pl.Lazy
                 if n_rows <= 0:
                     return
 
-    return register_io_source(source, schema=schema, validate_schema=True)
+    return register_io_source(source, schema=pl.Schema(schema), validate_schema=True)
 
 
 def conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
@@ -107,7 +108,7 @@ def teacher_texts(reader: CacheReader) -> pl.Series:
 
 
 def with_columns_of(
-    positions: pl.DataFrame, columns: dict[str, Array | pl.Series], schema: pl.Schema
+    positions: pl.DataFrame, columns: dict[str, Array | pl.Series], schema: Mapping[str, Any]
 ) -> pl.DataFrame:
     """A block: the positions, and the other columns of the schema, null where there is none."""
     size = len(positions)

@@ -78,7 +78,7 @@ def scan_distributions(
         coded = decode_array(files, kept, rows, "sketch")
         sketch_MR = decode_sketch(coded, rows.num_rows, basis.coder)
         scaled_M = logsumexp_at(files, kept, rows, temperature).astype(np.float32)
-        # without the normalizer at T = 1 a log-likelihood is no logit, and every token is left alone
+        # without the normalizer at T = 1 a log-likelihood gives no logit: the token is left alone
         has_plain = 1.0 in kept.temperatures
         plain_M = logsumexp_at(files, kept, rows, 1.0 if has_plain else temperature)
         for block in positions.iter_slices(max(1, _LOGITS_A_BLOCK // kept.vocab_size)):
