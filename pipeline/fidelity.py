@@ -60,7 +60,7 @@ def measure_fidelity(
     chosen = _choose(reader, num_views)
     if not chosen:
         raise CacheMissingError(f"{address}: expected views to score again, got none in the cache")
-    tokenizer = load_tokenizer(recipe, "teacher")
+    tokenizer = load_tokenizer(recipe.teacher)
     backend = TransformersBackend.load(recipe.teacher, block_size=recipe.teacher_block_size)
     comparison = _Comparison(reader, backend, mask_id=tokenizer.mask_id)
     for views in _groups(_read(reader, chosen, comparison), comparison.row_width):
@@ -101,7 +101,7 @@ def _check_teacher(reader: CacheReader, recipe: Recipe) -> None:
         update={"name": cached.name, "revision": cached.revision}
     )
     lines = [f"teacher.{line}" for line in differences(cached, named)]
-    tokenizer = load_tokenizer(recipe, "teacher").fingerprint
+    tokenizer = load_tokenizer(recipe.teacher).fingerprint
     if tokenizer != reader.identity.teacher_tokenizer:
         lines.append("the teacher's tokenizer is another one")
     if lines:

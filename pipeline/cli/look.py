@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pipeline.cache.inspect import (
     scan_chunks,
+    scan_distributions,
     scan_examples,
     scan_top_k,
     scan_views,
@@ -56,8 +57,7 @@ def show_view(address: str | Path, record_id: str, view: int) -> None:
         f"record {record_id}  view {view}  time {shown['time']:.3f}  shard {shown['shard']}"
     )
     console.print(_text(address, example["student_ids"], shown["is_masked"]))
-    has_tokens = CacheReader.open(address).identity.kept.top_k > 0
-    tokens = _top_tokens(address, shown["shard"], record_id, view) if has_tokens else {}
+    tokens = _top_tokens(address, shown["shard"], record_id, view)
     console.print(_answers_table(answers.collect(), tokens))
 
 
@@ -158,9 +158,16 @@ def _style(is_masked: bool) -> str:
 
 
 def _top_tokens(address: str | Path, shard: str, record_id: str, view: int) -> dict[int, list[str]]:
-    """The likeliest tokens of each kept teacher position, with their probabilities at T = 1."""
+    """The likeliest tokens of each kept teacher position, with their probabilities at T = 1.
+
+    Without a top k they are what the sketches say; with neither there are none.
+    """
+    kept = CacheReader.open(address).identity.kept
+    if not kept.has_tokens:
+        return {}
+    scan = scan_top_k if kept.top_k else scan_distributions
     rows = (
-        scan_top_k(address)
+        scan(address)
         .filter(
             pl.col("shard") == shard,
             pl.col("view") == view,

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,7 +262,7 @@ def measure_frontier(
     del coarse, fine
     flat = data.code.hidden_VQPH.reshape(-1, data.code.hidden_VQPH.shape[-1])
     sample_MH = torch.from_numpy(flat[:: max(1, len(flat) // 2048)][:2048])
-    methods: list[Callable[[], Method]] = [
+    methods = [
         *(
             lambda step=step: bench.sketch(bases.get(step) or bench.fit(step), sample_MH)
             for step in STEPS
