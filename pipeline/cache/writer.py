@@ -178,7 +178,7 @@ class CacheWriter:
         return parse_entry(ledger_file, self.store.read(ledger_file))
 
     def write_recipe(self, text: str) -> None:
-        """Keeps the last recipe that wrote to the cache, for people only."""
+        """Keeps the last recipe that wrote to the cache: it says where the teacher is."""
         self.store.replace(RECIPE_FILE, text.encode())
 
     def _is_taken(self, content: ShardContent) -> bool:

@@ -110,3 +110,14 @@ def test_what_is_missing_or_makes_no_sense_is_said(made, tmp_path):
     (cache / "recipe.json").unlink()
     with pytest.raises(CacheMissingError, match="expected the recipe that made this cache"):
         measure_fidelity(cache, num_views=1)
+
+
+def test_a_cache_in_an_object_store_is_measured_and_keeps_the_figures_there(
+    make_recipe, bucket, tmp_path
+):
+    recipe = make_recipe("b", tmp_path, **{"cache.path": f"{bucket}/cache"})
+    cache = run_teacher_cache(recipe).address
+    fidelity = measure_fidelity(cache, num_views=3)
+    keep_fidelity(cache, fidelity)
+    assert CacheReader.open(cache).manifest.fidelity == fidelity
+    assert verify_cache(cache).is_sound
