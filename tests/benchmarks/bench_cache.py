@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from cache_faults import run_flips, run_kills
-from frontier import Bench, Measured, Method
+from frontier import Bench, Measured
 from plot_frontier import draw_frontier
 from real_logits import NUM_VIEWS, RealLogits, load_real_logits
 from stored_rows import (
@@ -46,8 +46,8 @@ from storage_schemas.manifest import Calibration
 from storage_schemas.shard import ShardContent
 from storage_schemas.targets import KeptTargets
 
-STEP, FINE_STEP = 0.11, 0.055
-STEPS = (0.25, 0.18, 0.14, 0.11, 0.09, 0.07, 0.055, 0.045, 0.035)
+STEP, FINE_STEP = 0.1, 0.055
+STEPS = (0.25, 0.18, 0.14, 0.12, 0.1, 0.085, 0.07, 0.055, 0.045, 0.035)
 TEMPERATURE = 2.0
 _SIZES = (10_000, 100_000, 1_000_000)
 _THROUGHPUT_K = 16
