@@ -90,8 +90,8 @@ def _settings_table(plan: Plan) -> Table:
     """A row a setting. The bytes of a position leave out what is kept once a cache."""
     table = Table(box=None, pad_edge=False)
     table.add_column("setting", no_wrap=True)
-    for name in ("positions", "bytes/position", "bytes", "passes", "teacher tokens", "hours"):
-        table.add_column(name, justify="right")
+    for name in ("positions", "B/position", "bytes", "passes", "tokens", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("a row's bytes from", no_wrap=True)
     for row in plan.rows:
         table.add_row(

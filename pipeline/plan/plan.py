@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -277,25 +277,32 @@ class _Planner:
             records_per_part=recipe.cache.records_per_part,
         )
         rates = rates_of(shard, kept, None)
-        reader, measured = self._known, self._measured
-        if reader is not None and reader.identity.kept == kept and reader.entries:
-            stored = _stored_rates(reader)
-            basis = sum(file.size for file in reader.manifest.basis)
-            return _RowBytes(rates=_with_rows(rates, stored), source="the cache", basis=basis)
-        if measured is not None and self._kept(self._recipe) == kept:
-            own = rates_of(measured.content, kept, measured.basis)
-            rank = 0 if measured.basis is None else measured.basis.rank
-            return _RowBytes(
-                rates=_with_rows(rates, own), source="measured", basis=self._basis(kept, rank)
-            )
+        bare = kept.model_copy(update={"tail": None})
+        for source, known, own, basis in self._known_rows():
+            if known == kept:
+                return _RowBytes(rates=_with_rows(rates, own), source=source, basis=basis)
+            if known.model_copy(update={"tail": None}) == bare:  # all but the sketch is known
+                rates = _with_rows(rates, own)
         if not isinstance(kept.tail, SketchTail):
-            return _RowBytes(rates=rates, source="random rows", basis=self._basis(kept, 0))
-        num_bytes, rank, source = self._sketch(kept, kept.tail)
-        a_shard, a_row = sketch_rates(num_bytes)
+            a_shard, a_row, rank, source = 0.0, 0.0, 0, "random rows"
+        else:
+            num_bytes, rank, source = self._sketch(kept, kept.tail)
+            a_shard, a_row = sketch_rates(num_bytes)
         rates = Rates(
             a_shard={**rates.a_shard, "sketch": a_shard}, an_item={**rates.an_item, "sketch": a_row}
         )
         return _RowBytes(rates=rates, source=source, basis=self._basis(kept, rank))
+
+    def _known_rows(self) -> Iterator[tuple[str, KeptIdentity, Rates, int]]:
+        """What the cache, and a look at the teacher, tell of rows of one kind; and the basis."""
+        if self._known is not None and self._known.entries:
+            basis = sum(file.size for file in self._known.manifest.basis)
+            yield "the cache", self._known.identity.kept, _stored_rates(self._known), basis
+        if self._measured is not None:
+            kept, measured = self._kept(self._recipe), self._measured
+            rank = 0 if measured.basis is None else measured.basis.rank
+            own = rates_of(measured.content, kept, measured.basis)
+            yield "measured", kept, own, self._basis(kept, rank)
 
     def _sketch(self, kept: KeptIdentity, tail: SketchTail) -> tuple[float, int, str]:
         """Bytes a position, dimensions, and where they are known from."""
