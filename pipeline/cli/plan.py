@@ -16,9 +16,13 @@ def show_plan(plan: Plan) -> None:
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=120)
     console.print(_what_is_known(plan))
-    console.print(_counts_table(plan))
-    console.print(_bytes_table(plan.rows[0], plan.used))
-    console.print(_settings_table(plan))
+    for table in (
+        _counts_table(plan),
+        _bytes_table(plan.rows[0], plan.used),
+        _settings_table(plan),
+    ):
+        console.print(table)
+        console.print()
     for note in (*plan.notes, *([] if plan.tokens_per_second else [_HOW_TO_GET_HOURS])):
         console.print(note, markup=False)
 
@@ -35,7 +39,7 @@ def _what_is_known(plan: Plan) -> str:
 def _counts_table(plan: Plan) -> Table:
     """Stage 1's counts beside what was used, then what both stages read."""
     row, used = plan.rows[0], plan.used
-    table = _table(f"plan of {plan.address}", used, "counts")
+    table = _table(plan.address, used, "counts")
     planned = row.counts.stored
     names = {
         "records": "num_records",
@@ -72,7 +76,7 @@ def _counts_table(plan: Plan) -> Table:
 
 
 def _bytes_table(row: PlanRow, used: Used | None) -> Table:
-    table = _table(f"bytes on disk (a position's own: {row.bytes_from})", used, "bytes")
+    table = _table("", used, "bytes on disk")
     for kind, size in row.sizes.items():
         stored = None if used is None else used.sizes.get(kind)
         if size or stored:
@@ -84,11 +88,11 @@ def _bytes_table(row: PlanRow, used: Used | None) -> Table:
 
 def _settings_table(plan: Plan) -> Table:
     """A row a setting. The bytes of a position leave out what is kept once a cache."""
-    table = Table(title="this recipe and its neighbours", title_justify="left", box=None)
-    table.add_column("setting")
-    for name in ("positions", "bytes/position", "bytes", "passes", "teacher tokens", "hours"):
-        table.add_column(name, justify="right")
-    table.add_column("rows' bytes from")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("setting", no_wrap=True)
+    for name in ("positions", "B/position", "bytes", "passes", "tokens", "hours"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("a row's bytes from", no_wrap=True)
     for row in plan.rows:
         table.add_row(
             row.name,
@@ -104,11 +108,11 @@ def _settings_table(plan: Plan) -> Table:
 
 
 def _hours(row: PlanRow) -> str:
-    return "see below" if row.hours is None else f"{row.hours:.3g}"
+    return "?" if row.hours is None else f"{row.hours:.3g}"
 
 
 def _table(title: str, used: Used | None, name: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     table.add_column(name)
     table.add_column("planned", justify="right")
     if used is not None:

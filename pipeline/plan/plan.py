@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig
@@ -194,6 +195,8 @@ class _Planner:
             for one in (self._examples.student, self._examples.teacher)
         )
         self._reader = _open_cache(recipe.cache.path)
+        # what another teacher's cache has measured says nothing of this one
+        self._known = self._reader if _is_of(self._reader, recipe) else None
         self._measured: Measured | None = None
         self._hidden: int | None = None
 
@@ -274,34 +277,41 @@ class _Planner:
             records_per_part=recipe.cache.records_per_part,
         )
         rates = rates_of(shard, kept, None)
-        reader, measured = self._reader, self._measured
-        if reader is not None and reader.identity.kept == kept and reader.entries:
-            stored = _stored_rates(reader)
-            basis = sum(file.size for file in reader.manifest.basis)
-            return _RowBytes(rates=_with_rows(rates, stored), source="the cache", basis=basis)
-        if measured is not None and self._kept(self._recipe) == kept:
-            own = rates_of(measured.content, kept, measured.basis)
-            rank = 0 if measured.basis is None else measured.basis.rank
-            return _RowBytes(
-                rates=_with_rows(rates, own), source="measured", basis=self._basis(kept, rank)
-            )
+        bare = kept.model_copy(update={"tail": None})
+        for source, known, own, basis in self._known_rows():
+            if known == kept:
+                return _RowBytes(rates=_with_rows(rates, own), source=source, basis=basis)
+            if known.model_copy(update={"tail": None}) == bare:  # all but the sketch is known
+                rates = _with_rows(rates, own)
         if not isinstance(kept.tail, SketchTail):
-            return _RowBytes(rates=rates, source="random rows", basis=self._basis(kept, 0))
-        num_bytes, rank, source = self._sketch(kept, kept.tail)
-        a_shard, a_row = sketch_rates(num_bytes)
+            a_shard, a_row, rank, source = 0.0, 0.0, 0, "random rows"
+        else:
+            num_bytes, rank, source = self._sketch(kept, kept.tail)
+            a_shard, a_row = sketch_rates(num_bytes)
         rates = Rates(
             a_shard={**rates.a_shard, "sketch": a_shard}, an_item={**rates.an_item, "sketch": a_row}
         )
         return _RowBytes(rates=rates, source=source, basis=self._basis(kept, rank))
 
+    def _known_rows(self) -> Iterator[tuple[str, KeptIdentity, Rates, int]]:
+        """What the cache, and a look at the teacher, tell of rows of one kind; and the basis."""
+        if self._known is not None and self._known.entries:
+            basis = sum(file.size for file in self._known.manifest.basis)
+            yield "the cache", self._known.identity.kept, _stored_rates(self._known), basis
+        if self._measured is not None:
+            kept, measured = self._kept(self._recipe), self._measured
+            rank = 0 if measured.basis is None else measured.basis.rank
+            own = rates_of(measured.content, kept, measured.basis)
+            yield "measured", kept, own, self._basis(kept, rank)
+
     def _sketch(self, kept: KeptIdentity, tail: SketchTail) -> tuple[float, int, str]:
         """Bytes a position, dimensions, and where they are known from."""
-        hidden_size, anchor, source = self._hidden_size(), SMOL, "estimated from SmolLM2-135M"
+        hidden_size, anchor, source = self._hidden_size(), SMOL, "an estimate: SmolLM2-135M"
         for name, known, report in self._calibrations():
             if known == kept and report.bytes_per_position is not None:
                 return report.bytes_per_position, report.rank, name
             if (found := _anchor(report)) is not None:
-                anchor, source = found, f"estimated from {name}"
+                anchor, source = found, f"an estimate: {name}"
         estimate = estimate_sketch(
             hidden_size, asks=tail.asks, amount=tail.amount, rank=tail.rank, anchor=anchor
         )
@@ -311,13 +321,13 @@ class _Planner:
     def _calibrations(self) -> list[tuple[str, KeptIdentity, Calibration]]:
         """Those of this teacher, or what the cache says is it, the most trusted last."""
         found: list[tuple[str, KeptIdentity, Calibration | None]] = []
-        if self._reader is not None:
-            manifest = self._reader.manifest
+        if self._known is not None:
+            manifest = self._known.manifest
             kept = manifest.identity.kept
-            found.append(("the cache's calibration", kept, manifest.calibration))
+            found.append(("the cache's own", kept, manifest.calibration))
         if self._measured is not None:
             kept = self._kept(self._recipe)
-            found.append(("the measured calibration", kept, self._measured.calibration))
+            found.append(("measured", kept, self._measured.calibration))
         return [(name, kept, report) for name, kept, report in found if report is not None]
 
     def _basis(self, kept: KeptIdentity, rank: int) -> int:
@@ -346,6 +356,19 @@ def _open_cache(address: str) -> CacheReader | None:
         return CacheReader.open(address, allow_empty=True)
     except CacheMissingError:
         return None
+
+
+def _is_of(reader: CacheReader | None, recipe: Recipe) -> bool:
+    """Whether a cache is of the recipe's teacher, by its name and how it attends."""
+    if reader is None:
+        return False
+    cached, teacher = reader.identity.teacher, recipe.teacher
+    return (cached.name, cached.revision, cached.attention, cached.dtype) == (
+        Path(teacher.model).name,
+        teacher.revision,
+        teacher.attention.type,
+        teacher.dtype,
+    )
 
 
 def _hidden_size(recipe: Recipe) -> int:

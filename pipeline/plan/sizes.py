@@ -24,7 +24,7 @@ from storage_schemas.seal import sealed_json
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.sketch_coder import NUM_TABLES, TOP
 from storage_schemas.skips import Skip
-from storage_schemas.targets import KeptTargets, Targets
+from storage_schemas.targets import Floats, KeptTargets, Targets
 from storage_schemas.views import Corruption
 from storage_schemas.zarr_layout import TOKENS_FOLDER, encode_group
 
@@ -154,17 +154,20 @@ def _random_targets(
     rng: np.random.Generator, pair: Pair, noised: Corruption, kept: KeptIdentity
 ) -> Targets:
     chunk_C = np.flatnonzero(noised.is_masked_C).astype(np.int32)
-    num_rows = int(noised.is_masked_T.sum())
-    tokens = _random_rows(rng, num_rows, kept) if kept.has_tokens else None
+    size_C = np.diff(pair.chunks_C4[chunk_C, :2], axis=1)[:, 0]
+    gold_logp_M = -rng.standard_exponential(int(size_C.sum()), np.float32)
+    # a chunk's is the sum of its tokens', as a teacher's would be
+    logp_C = np.add.reduceat(gold_logp_M, size_C.cumsum() - size_C) if len(size_C) else gold_logp_M
     return Targets(
         chunk_C=chunk_C,
         pass_C=rng.integers(0, 2, len(chunk_C), dtype=np.int8),
-        logp_C=-rng.standard_exponential(len(chunk_C), np.float32),
-        tokens=tokens,
+        logp_C=logp_C,
+        tokens=_random_rows(rng, gold_logp_M, kept) if kept.has_tokens else None,
     )
 
 
-def _random_rows(rng: np.random.Generator, num_rows: int, kept: KeptIdentity) -> KeptTargets:
+def _random_rows(rng: np.random.Generator, gold_logp_M: Floats, kept: KeptIdentity) -> KeptTargets:
+    num_rows = len(gold_logp_M)
     rank_K = np.arange(1, kept.top_k + 1)
     fall_MK = rng.standard_exponential((num_rows, kept.top_k)) / rank_K
     top_M = rng.normal(12, 3, (num_rows, 1))
@@ -173,7 +176,7 @@ def _random_rows(rng: np.random.Generator, num_rows: int, kept: KeptIdentity) ->
         ids_MK=rng.integers(0, kept.vocab_size, (num_rows, kept.top_k), dtype=np.int32),
         logits_MK=(top_M - fall_MK.cumsum(1) + fall_MK[:, :1]).astype(np.float32),
         logsumexp_MJ=normalizer_MJ.astype(np.float32),
-        gold_logp_M=-rng.standard_exponential(num_rows, np.float32),
+        gold_logp_M=gold_logp_M,
         sketch_MR=np.empty((num_rows, 0), np.int16),
         temperatures=kept.temperatures,
         vocab_size=kept.vocab_size,
