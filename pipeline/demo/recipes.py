@@ -18,14 +18,18 @@ _ENTRY = re.compile(r"(\w+)\s*=\s*.*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How many records are used, and what else of the packaged recipes is changed."""
+    """How many records are used, and what else of the packaged recipes is changed.
+
+    `values` go into both, `shared_values` into that of pipeline B.
+    """
 
     train_records: int
     held_out_records: int
     values: Mapping[str, Any]
+    shared_values: Mapping[str, Any]
 
 
-FULL = Size(train_records=800, held_out_records=200, values={})
+FULL = Size(train_records=800, held_out_records=200, values={}, shared_values={})
 QUICK = Size(
     train_records=16,
     held_out_records=8,
@@ -35,6 +39,7 @@ QUICK = Size(
         "train.batch_size": 4,
         "train.log_steps": 1,
     },
+    shared_values={"targets.tail.calibration_records": 6},
 )
 
 _TEACHERS = {"cross": "teacher-a", "shared": "teacher-b"}
@@ -56,6 +61,7 @@ def write_recipes(output: Path, size: Size, assets: Path) -> dict[str, Path]:
             "cache.path": str((output / "caches" / name).resolve()),
             "train.output": str((output / "students" / name).resolve()),
             **size.values,
+            **(size.shared_values if name == "shared" else {}),
         }
         packaged = (files("flows") / "recipes" / f"demo_{name}.toml").read_text(encoding="utf-8")
         paths[name] = recipes / f"{name}.toml"

@@ -77,6 +77,16 @@ def check_rows_are_float32_over_the_whole_vocabulary(case: Case) -> None:
         assert not block.logits_MV.requires_grad
 
 
+def check_rows_are_the_heads_of_the_hidden_states(case: Case) -> None:
+    backend = case.make(case.many_tokens)
+    assert backend.head.weight.shape[0] == backend.vocab_size
+    for block in backend.rows(case.passes):
+        assert block.hidden_MH.device == block.logits_MV.device == backend.device
+        assert not block.hidden_MH.requires_grad
+        with torch.no_grad():
+            assert_close(backend.head(block.hidden_MH).float(), block.logits_MV, **TOLERANCE)
+
+
 def check_rows_are_those_of_a_plain_forward_pass(case: Case) -> None:
     rows = rows_of(case.make(case.many_tokens), case.passes)
     for i, one in enumerate(case.passes):
@@ -129,6 +139,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_every_answered_position_comes_exactly_once,
     check_positions_rise_within_a_pass,
     check_rows_are_float32_over_the_whole_vocabulary,
+    check_rows_are_the_heads_of_the_hidden_states,
     check_rows_are_those_of_a_plain_forward_pass,
     check_together_is_one_by_one,
     check_the_order_of_passes_changes_nothing,

@@ -21,7 +21,7 @@ from storage_schemas.targets import KeptTargets, Targets
 from storage_schemas.views import Corruption
 
 IDENTITY = {
-    "schema_version": 1,
+    "schema_version": 2,
     "pipeline": "shared_tokenizer",
     "teacher": {
         "name": "toy",
@@ -42,13 +42,14 @@ IDENTITY = {
         "logits_dtype": "float32",
         "temperatures": [1.0, 2.0],
         "vocab_size": 10,
+        "tail": {"type": "even"},
     },
 }
 
 
 def worked_content() -> ShardContent:
-    """One example of four tokens a side; chunks 0 = t[1:2] s[1:3] and 1 = t[2:4] s[3:4]; chunk 1
-    is masked, so its two teacher tokens are answered.
+    """One example of four tokens a side; chunks 0 = t[1:2] s[1:3] and 1 = t[2:4] s[3:4]; both are
+    masked, so three teacher tokens are answered, the first of them a chunk of its own.
     """
     pair = Pair(
         record_id="a/1",
@@ -60,22 +61,23 @@ def worked_content() -> ShardContent:
     noise = Corruption(
         view=0,
         time=0.25,
-        is_masked_S=np.array([False, False, False, True]),
-        is_masked_T=np.array([False, False, True, True]),
-        is_masked_C=np.array([False, True]),
+        is_masked_S=np.array([False, True, False, True]),
+        is_masked_T=np.array([False, True, True, True]),
+        is_masked_C=np.array([True, True]),
     )
     top_k = KeptTargets(
-        ids_MK=np.array([[3, 1], [0, 9]], np.int32),
-        logits_MK=np.array([[2.0, 1.0], [5.5, -0.0]], np.float32),
-        logsumexp_MJ=np.array([[2.5, 3.5], [6.0, 4.0]], np.float32),
-        gold_logp_M=np.array([-0.5, -6.0], np.float32),
+        ids_MK=np.array([[8, 2], [3, 1], [0, 9]], np.int32),
+        logits_MK=np.array([[7.0, 3.0], [2.0, 1.0], [5.5, -0.0]], np.float32),
+        logsumexp_MJ=np.array([[7.5, 5.0], [2.5, 3.5], [6.0, 4.0]], np.float32),
+        gold_logp_M=np.array([-0.25, -0.5, -6.0], np.float32),
+        sketch_MR=np.empty((3, 0), np.int16),
         temperatures=(1.0, 2.0),
         vocab_size=10,
     )
     targets = Targets(
-        chunk_C=np.array([1], np.int32),
-        pass_C=np.array([1], np.int8),
-        logp_C=np.array([-6.5], np.float32),
+        chunk_C=np.array([0, 1], np.int32),
+        pass_C=np.array([0, 1], np.int8),
+        logp_C=np.array([-0.25, -6.5], np.float32),
         tokens=top_k,
     )
     return ShardContent(
@@ -100,7 +102,7 @@ def cache(tmp_path_factory) -> Path:
 
 def test_the_folder_holds_these_files_and_no_others(cache):
     shard = "shards/p00000-v0000-0001"
-    arrays = {"ids": "c/0/0", "logits": "c/0/0", "logsumexp": "c/0/0", "gold_logp": "c/0"}
+    arrays = {"ids_low": "c/0/0", "logits": "c/0/0", "logsumexp": "c/0/0", "gold_logp": "c/0"}
     tokens = {f"{shard}/tokens.zarr/{name}/zarr.json" for name in arrays}
     tokens |= {f"{shard}/tokens.zarr/{name}/{chunk}" for name, chunk in arrays.items()}
     tables = {f"{shard}/{name}.parquet" for name in ("examples", "views", "chunks", "skips")}
@@ -110,8 +112,8 @@ def test_the_folder_holds_these_files_and_no_others(cache):
         "ledger/p00000-v0000-0001.json",
         "manifest.json",
         "tmp/lock",
-        "vocabulary/student.parquet",
-        "vocabulary/teacher.parquet",
+        "common/vocabulary/student.parquet",
+        "common/vocabulary/teacher.parquet",
     }
 
 
@@ -140,9 +142,10 @@ def test_the_ledger_lists_every_file_of_the_shard_with_size_and_hash(cache):
         "num_records": 2,
         "num_examples": 1,
         "num_views": 1,
-        "num_chunks": 1,
-        "num_masked": 1,
-        "num_token_rows": 2,
+        "num_chunks": 2,
+        "num_masked": 2,
+        "num_token_rows": 3,
+        "num_joint_rows": 2,
         "skips": {"too_long": 1},
     }
 
@@ -155,6 +158,19 @@ def test_the_tables_hold_these_columns(cache):
             "view_row": 0,
             "example": 0,
             "view": 0,
+            "chunk": 0,
+            "pass": 0,
+            "t0": 1,
+            "t1": 2,
+            "s0": 1,
+            "s1": 3,
+            "logp": -0.25,
+            "token_row": 0,
+        },
+        {
+            "view_row": 0,
+            "example": 0,
+            "view": 0,
             "chunk": 1,
             "pass": 1,
             "t0": 2,
@@ -162,10 +178,10 @@ def test_the_tables_hold_these_columns(cache):
             "s0": 3,
             "s1": 4,
             "logp": -6.5,
-            "token_row": 0,
-        }
+            "token_row": 1,
+        },
     ]
-    masked = [False, False, False, True]
+    masked = [False, True, False, True]
     assert read["views"].to_dicts() == [
         {"example": 0, "record_id": "a/1", "view": 0, "time": 0.25, "is_masked": masked}
     ]
@@ -174,7 +190,7 @@ def test_the_tables_hold_these_columns(cache):
     assert example["teacher_ids"] == [1, 2, 3, 9]
     (skip,) = pl.read_parquet(folder / "skips.parquet").to_dicts()
     assert skip == {"where": "x:2", "record_id": "a/2", "reason": "too_long", "message": "m"}
-    student = pl.read_parquet(cache / "vocabulary" / "student.parquet").rows()
+    student = pl.read_parquet(cache / "common" / "vocabulary" / "student.parquet").rows()
     assert student == [(4, b"a", "a"), (9, b"\xc3", "\ufffd")]
 
 
@@ -183,9 +199,9 @@ def test_every_parquet_page_carries_a_checksum(cache):
         data, found = bytearray(file.read_bytes()), 0
         for column in range((metadata := pq.ParquetFile(file).metadata).num_columns):
             chunk = metadata.row_group(0).column(column)
-            position = chunk.data_page_offset + chunk.total_compressed_size // 2
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
             broken = data.copy()
-            broken[position] ^= 1
+            broken[start + chunk.total_compressed_size - 1] ^= 1  # the end of the last page's data
             copy = cache.parent / "broken.parquet"
             copy.write_bytes(broken)
             try:
@@ -197,9 +213,10 @@ def test_every_parquet_page_carries_a_checksum(cache):
 
 def test_the_tokens_are_one_row_an_answered_teacher_token(cache):
     group = zarr.open_group(cache / "shards" / "p00000-v0000-0001" / "tokens.zarr", mode="r")
-    assert np.asarray(group["ids"][...]).tolist() == [[3, 1], [0, 9]]
+    assert np.asarray(group["ids_low"][...]).tolist() == [[8, 2], [3, 1], [0, 9]]
     logits = np.asarray(group["logits"][...])
-    assert logits.tolist() == [[2.0, 1.0], [5.5, 0.0]]
-    assert np.signbit(logits[1, 1])
-    assert np.asarray(group["logsumexp"][...]).tolist() == [[2.5, 3.5], [6.0, 4.0]]
+    assert logits.tolist() == [[7.0, 3.0], [2.0, 1.0], [5.5, 0.0]]
+    assert np.signbit(logits[2, 1])
+    assert np.asarray(group["logsumexp"][...]).tolist() == [[7.5, 5.0], [2.5, 3.5], [6.0, 4.0]]
+    # the first token is a chunk of its own, whose logp is in chunks.parquet
     assert np.asarray(group["gold_logp"][...]).tolist() == [-0.5, -6.0]

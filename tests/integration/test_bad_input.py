@@ -276,7 +276,7 @@ def test_a_teacher_without_weights_is_refused_before_the_cache_is_made(make_reci
     [
         ({"train.lerning_rate": 1e-3}, "train.lerning_rate: no such setting here"),
         ({"colour": "blue"}, "colour: no such setting here"),
-        ({"targets.k": 8}, "targets.k: no such setting here"),
+        ({"targets.tail": {"type": "even"}}, "targets.tail: no such setting here"),
         ({"objective.lambda_max": 0.5}, "objective.lambda_max: no such setting here"),
         ({"objective.tidal_against_reverse": True}, "no effect without"),
         ({"objective.tidal": {}}, "TIDAL works against a reverse objective"),

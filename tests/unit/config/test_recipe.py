@@ -354,7 +354,7 @@ def test_every_mistake_is_named_in_one_error():
     fields = _fields(
         noise={"views": 0, "sed": 1},
         records={"type": "files", "paths": []},
-        targets={"type": "tokens", "k": 0},
+        targets={"type": "tokens", "k": -1},
         objective={"type": "reverse_calm", "tidal": {}},
         surplus=1,
     )
@@ -402,7 +402,7 @@ def test_tidal_with_a_reverse_objective_is_refused_once_with_the_reason(objectiv
 
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "tidal_kl"])
 @pytest.mark.parametrize(
-    "targets", [{"type": "chunks"}, SHARED["targets"]], ids=["chunks", "top_k"]
+    "targets", [{"type": "chunks"}, SHARED["targets"]], ids=["chunks", "tokens"]
 )
 def test_a_token_objective_is_refused_across_tokenizers(objective: str, targets: dict[str, Any]):
     found = _mistakes(
@@ -428,7 +428,7 @@ def test_chunk_objectives_need_neither_a_shared_tokenizer_nor_distributions(
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "tidal_kl"])
 def test_a_token_objective_needs_distributions_in_the_cache(objective: str):
     found = _mistakes(_fields(objective={"type": objective}, targets={"type": "chunks"}))
-    assert "set targets.type = 'top_k'" in found["recipe"]
+    assert "set targets.type = 'tokens'" in found["recipe"]
 
 
 @pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "tidal_kl"])

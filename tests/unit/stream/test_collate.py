@@ -10,6 +10,10 @@ from storage_schemas.examples import Pair
 from storage_schemas.targets import DenseTargets, KeptTargets, Targets
 
 VOCAB = 11
+NAMES = {
+    "dense": ["logits_MV"],
+    "top_k": ["ids_MK", "logits_MK", "logsumexp_MJ", "gold_logp_M", "sketch_MR"],
+}
 
 
 def _pair(rng: np.random.Generator, name: str, *, is_single: bool) -> Pair:
@@ -44,6 +48,7 @@ def _view(rng: np.random.Generator, i: int, *, kind: str) -> View:
             logits_MK=normal((num_rows, 3)).astype(np.float32),
             logsumexp_MJ=normal((num_rows, 2)).astype(np.float32),
             gold_logp_M=normal(num_rows).astype(np.float32),
+            sketch_MR=rng.integers(-9, 9, (num_rows, 4)).astype(np.int16),
             temperatures=(1.0, 2.0),
             vocab_size=VOCAB,
         ),
@@ -105,9 +110,7 @@ def test_token_rows_stand_at_their_chunks_student_token(kind):
     assert batch.token_position_M.tolist() == [position for position, _, _ in want]
     assert batch.is_masked_BS.flatten()[batch.token_position_M].all()
     for row, (_, view, own) in enumerate(want):
-        for name in {"dense": ["logits_MV"], "top_k": ["ids_MK", "logits_MK", "logsumexp_MJ"]}[
-            kind
-        ]:
+        for name in NAMES[kind]:
             got, whole = getattr(batch.tokens, name), getattr(view.targets.tokens, name)
             np.testing.assert_array_equal(got[row], whole[own])
     assert batch.tokens.vocab_size == VOCAB
@@ -151,6 +154,7 @@ def test_a_view_with_nothing_masked_is_there_without_a_chunk():
                 logits_MK=np.zeros((0, 3), np.float32),
                 logsumexp_MJ=np.zeros((0, 2), np.float32),
                 gold_logp_M=np.zeros(0, np.float32),
+                sketch_MR=np.zeros((0, 4), np.int16),
                 temperatures=(1.0, 2.0),
                 vocab_size=VOCAB,
             ),

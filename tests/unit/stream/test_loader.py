@@ -11,6 +11,7 @@ from pipeline.cache.reader import CacheReader
 from pipeline.stream.loader import CacheStream
 from pipeline.stream.order import view_order
 from pipeline.teacher_cache import run_teacher_cache
+from storage_schemas.basis import Basis
 from storage_schemas.errors import CacheMissingError
 from storage_schemas.manifest import LedgerEntry
 from storage_schemas.shard import ShardContent
@@ -37,8 +38,10 @@ class CountingReader(CacheReader):
 
     read: list[str] = field(default_factory=list)
 
-    def read_shard(self, entry: LedgerEntry) -> ShardContent:
-        content = CacheReader.read_shard(self, entry)
+    def read_shard(
+        self, entry: LedgerEntry, basis: Basis | None = None, *, with_top_k: bool = True
+    ) -> ShardContent:
+        content = CacheReader.read_shard(self, entry, basis, with_top_k=with_top_k)
         self.read.append(entry.shard)
         return Counted(**{one.name: getattr(content, one.name) for one in fields(content)})
 

@@ -25,9 +25,15 @@ Score = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Toy:
-    """A backend of no model: `score(noised ids, position)` gives each row of logits."""
+    """A backend of no model: `score(noised ids, position)` gives each row of logits.
+
+    The hidden states are the logits, and the head is the identity.
+    """
 
     vocab_size = VOCAB
+    device = torch.device("cpu")
+    head = torch.nn.Linear(VOCAB, VOCAB, bias=False)
+    torch.nn.init.eye_(head.weight)
 
     def __init__(self, score: Score, *, rows_a_block: int = 3, backwards: bool = False) -> None:
         self._score = score
@@ -47,6 +53,7 @@ class Toy:
             yield RowBlock(
                 pass_M=np.array([i for i, _ in block]),
                 position_M=np.array([position for _, position in block]),
+                hidden_MH=torch.tensor(np.array(rows), dtype=torch.float32),
                 logits_MV=torch.tensor(np.array(rows), dtype=torch.float32),
             )
 

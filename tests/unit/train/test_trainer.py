@@ -202,8 +202,8 @@ def test_progress_is_the_share_of_steps_done_and_goes_on_after_a_resume(train_re
     seen: list[float] = []
     build = pipeline.student_train.build_distillation
 
-    def recording(config, *, shared_vocab):
-        distillation = build(config, shared_vocab=shared_vocab)
+    def recording(config, **options):
+        distillation = build(config, **options)
 
         def term(answer, batch, progress):
             seen.append(progress)
