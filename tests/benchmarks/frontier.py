@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from real_logits import Scored
+from stored_rows import kept_of
 from torch import Tensor
 
 from pipeline.targets.calibrate import Axes, encode_rows, fitted
@@ -21,15 +22,18 @@ from pipeline.targets.expand import expand_even, expand_mean_logit, expand_sketc
 from pipeline.targets.measure import kl_at, tidal_gradient_error
 from pipeline.targets.search import coded_bytes
 from pipeline.targets.sketch import SketchDecoder, SketchEncoder
-from pipeline.targets.top_k import keep_top_k
+from pipeline.targets.top_k import keep_top_k, logsumexp_at
 from storage_schemas.basis import Basis
+from storage_schemas.identity import EvenTail
+from storage_schemas.targets import KeptTargets
+from storage_schemas.zarr_layout import encode_tokens
 
 TEMPERATURES = (1.0, 2.0)
 SHARES = (0.1, 0.3, 0.6, 0.9)  # lambda: the teacher's part of TIDAL's target
 _BLOCK = 128
 _DRAWS = 256  # of random-sampling distillation
 _POLYNOMIAL_K, _DEGREE = 128, 7
-_ID_BYTES, _LOGIT_BYTES, _SCALAR_BYTES = 2, 2, 4
+_ID_BYTES, _COEFFICIENT_BYTES, _SCALAR_BYTES = 2, 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ Rebuild = Callable[[Rows, float], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A way to keep a row; num_bytes is what its numbers take, uncompressed unless it says so."""
+    """A way to keep a row; num_bytes is what its rows take, coded or compressed, with scalars."""
 
     name: str
     family: str
@@ -162,7 +166,7 @@ class Bench:
             ),
         )
 
-    def top_k(self, k: int, *, mean_logit: bool) -> Method:
+    def top_k(self, k: int, sample_MH: Tensor, *, mean_logit: bool) -> Method:
         """The k largest logits with the exact mass of the rest, spread evenly or as the mean."""
 
         def rebuild(rows: Rows, temperature: float) -> Tensor:
@@ -179,11 +183,31 @@ class Bench:
         return Method(
             name=f"top-{k}, {shape} tail",
             family=f"top-k, {shape} tail",
-            num_bytes=k * (_ID_BYTES + _LOGIT_BYTES) + (len(TEMPERATURES) + 1) * _SCALAR_BYTES,
+            num_bytes=self.stored_bytes(k, sample_MH, ("ids_low", "logit_step", "logit_max"))
+            + (len(TEMPERATURES) + 1) * _SCALAR_BYTES,
             rebuild=rebuild,
         )
 
-    def polynomial(self) -> Method:
+    def stored_bytes(self, k: int, sample_MH: Tensor, arrays: tuple[str, ...]) -> float:
+        """Bytes a row that these arrays of a top k take in a cache."""
+        logits_MV = self.logits(sample_MH)
+        ids_MK, logits_MK = keep_top_k(logits_MV, k=k)
+        num_rows = len(sample_MH)
+        tokens = KeptTargets(
+            ids_MK=ids_MK.int().numpy(),
+            logits_MK=logits_MK.numpy(),
+            logsumexp_MJ=logsumexp_at(logits_MV, TEMPERATURES).numpy(),
+            gold_logp_M=np.zeros(num_rows, np.float32),
+            sketch_MR=np.zeros((num_rows, 0), np.int16),
+            temperatures=TEMPERATURES,
+            vocab_size=logits_MV.shape[1],
+        )
+        kept = kept_of(logits_MV.shape[1], top_k=k, tail=EvenTail())
+        files = encode_tokens(tokens, kept, None, np.zeros(num_rows, np.bool_))
+        objects = [data for path, data in files.items() if path.split("/")[0] in arrays]
+        return sum(map(len, objects)) / num_rows
+
+    def polynomial(self, sample_MH: Tensor) -> Method:
         """The ids of the top 128, their logits as a polynomial in log rank, the exact mass.
 
         The tail is shaped like the mean logit, the best help that a top k can get here.
@@ -202,7 +226,9 @@ class Bench:
         return Method(
             name=f"polynomial of the top {_POLYNOMIAL_K}",
             family="polynomial of the top 128",
-            num_bytes=_POLYNOMIAL_K * _ID_BYTES + (_DEGREE + 1) * _LOGIT_BYTES + scalars,
+            num_bytes=self.stored_bytes(_POLYNOMIAL_K, sample_MH, ("ids_low",))
+            + (_DEGREE + 1) * _COEFFICIENT_BYTES
+            + scalars,
             rebuild=rebuild,
         )
 
