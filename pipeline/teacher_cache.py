@@ -14,9 +14,9 @@ from pipeline.cache.writer import CacheWriter, Calibrated, Vocabularies
 from pipeline.config.cache import (
     EvenTailConfig,
     MeanLogitTailConfig,
-    TargetsConfig,
     TokenTargetsConfig,
 )
+from pipeline.config.models import ModelSource
 from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
 from pipeline.diffusion.corrupt import corrupt
 from pipeline.records.reserve import REASON, is_reserved
@@ -85,11 +85,7 @@ class TeacherCacheStage:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._student = _tokenizer(recipe, "student")
-        self._teacher = _tokenizer(recipe, "teacher")
-        _ = self._student.mask_id, self._teacher.mask_id  # both are needed: refuse before any work
-        if isinstance(recipe.pipeline, SharedTokenizer):
-            check_shared_vocabulary(self._student, self._teacher, recipe.pipeline.vocab)
+        self._student, self._teacher = load_tokenizers(recipe)
         self._index = index_records(recipe.records, recipe.cache.records_per_part)
         if self._index.num_records == 0:
             raise RecipeError("expected a record or more in [records], got none")
@@ -98,12 +94,7 @@ class TeacherCacheStage:
         identity = _identity(recipe, self._student, self._teacher, self._index.fingerprint)
         self._identity = identity
         reserved = identity.kept.calibration_records
-        if reserved >= self._index.num_records:
-            raise RecipeError(
-                f"expected fewer targets.tail.calibration_records than the "
-                f"{self._index.num_records} records there are, got {reserved}: they are never "
-                f"cached; name fewer, or another tail"
-            )
+        check_reserved(reserved, self._index.num_records)
         self._writer = CacheWriter.open(
             recipe.cache.path,
             identity,
@@ -189,10 +180,7 @@ class TeacherCacheStage:
         skips: list[Skip] = []
         for record in read_part(self._recipe.records, self._index, part):
             if isinstance(record, Record) and self._is_reserved(record):
-                message = "reserved for the calibration of the sketch, and never cached"
-                record = Skip(
-                    where=record.where, record_id=record.id, reason=REASON, message=message
-                )
+                record = reserved_skip(record)
             found = record if isinstance(record, Skip) else self._pair(record)
             if isinstance(found, Skip):
                 skips.append(found)
@@ -209,22 +197,7 @@ class TeacherCacheStage:
         )
 
     def _pair(self, record: Record) -> Pair | Skip:
-        recipe = self._recipe
-        try:
-            return make_pair(
-                record,
-                self._student,
-                self._teacher,
-                student_length=recipe.student.length,
-                teacher_length=recipe.teacher.length,
-                block_size=recipe.student.block_size,
-                teacher_block_size=recipe.teacher_block_size,
-                is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
-            )
-        except RecordError as error:
-            return Skip(
-                where=record.where, record_id=record.id, reason=error.reason, message=str(error)
-            )
+        return pair_or_skip(record, self._recipe, self._student, self._teacher)
 
     def _calibrate(self) -> Calibrated:
         """The basis of a new cache, from the records that are reserved for it."""
@@ -235,13 +208,7 @@ class TeacherCacheStage:
                     pair = self._pair(record)
                     pairs += [pair] if isinstance(pair, Pair) else []
         _LOG.info("calibration on %d reserved records", len(pairs))
-        for_search = -(-len(pairs) // _SEARCH_PART)
-        reserved = Reserved(
-            calibration=pairs[for_search:],
-            search=pairs[:for_search],
-            noise=self._identity.noise,
-            mask_id=self._teacher.mask_id,
-        )
+        reserved = reserved_for(pairs, self._identity.noise, self._teacher.mask_id)
         return calibrate(self._teacher_backend(), reserved, self._identity.kept)
 
     def _keep(self) -> Keep:
@@ -332,8 +299,61 @@ def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
     )
 
 
-def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
-    source = recipe.student if side == "student" else recipe.teacher
+def load_tokenizers(recipe: Recipe) -> tuple[ChatTokenizer, ChatTokenizer]:
+    """The student's and the teacher's, refused before any work where they cannot serve."""
+    student, teacher = load_tokenizer(recipe.student), load_tokenizer(recipe.teacher)
+    _ = student.mask_id, teacher.mask_id  # both are needed
+    if isinstance(recipe.pipeline, SharedTokenizer):
+        check_shared_vocabulary(student, teacher, recipe.pipeline.vocab)
+    return student, teacher
+
+
+def check_reserved(count: int, num_records: int) -> None:
+    """Raise where no record would be left to cache."""
+    if count >= num_records:
+        raise RecipeError(
+            f"expected fewer targets.tail.calibration_records than the {num_records} records "
+            f"there are, got {count}: they are never cached; name fewer, or another tail"
+        )
+
+
+def reserved_skip(record: Record) -> Skip:
+    """What the ledger says of a reserved record."""
+    message = "reserved for the calibration of the sketch, and never cached"
+    return Skip(where=record.where, record_id=record.id, reason=REASON, message=message)
+
+
+def pair_or_skip(
+    record: Record, recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer
+) -> Pair | Skip:
+    """A record under both tokenizers, or why it cannot be used."""
+    try:
+        return make_pair(
+            record,
+            student,
+            teacher,
+            student_length=recipe.student.length,
+            teacher_length=recipe.teacher.length,
+            block_size=recipe.student.block_size,
+            teacher_block_size=recipe.teacher_block_size,
+            is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
+        )
+    except RecordError as error:
+        return Skip(
+            where=record.where, record_id=record.id, reason=error.reason, message=str(error)
+        )
+
+
+def reserved_for(pairs: Sequence[Pair], noise: NoiseIdentity, mask_id: int) -> Reserved:
+    """The reserved records, cut into those for the calibration and those for the search."""
+    for_search = -(-len(pairs) // _SEARCH_PART)
+    return Reserved(
+        calibration=pairs[for_search:], search=pairs[:for_search], noise=noise, mask_id=mask_id
+    )
+
+
+def load_tokenizer(source: ModelSource) -> ChatTokenizer:
+    """The tokenizer of a student or a teacher."""
     return ChatTokenizer.load(
         source.model,
         revision=source.revision,
@@ -342,23 +362,25 @@ def _tokenizer(recipe: Recipe, side: str) -> ChatTokenizer:
     )
 
 
+def teacher_identity(recipe: Recipe) -> TeacherIdentity:
+    """Which teacher a recipe names; its weights are read for it."""
+    return TeacherIdentity(
+        name=Path(recipe.teacher.model).name,
+        revision=recipe.teacher.revision,
+        weights=weights_digest(recipe.teacher),
+        family=recipe.teacher.family,
+        attention=recipe.teacher.attention.type,
+        block_size=recipe.teacher_block_size,
+        dtype=recipe.teacher.dtype,
+    )
+
+
 def _identity(
     recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
 ) -> CacheIdentity:
-    targets, attention = recipe.targets, recipe.teacher.attention
-    shared = recipe.pipeline
-    vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
     return CacheIdentity(
         pipeline=recipe.pipeline.type,
-        teacher=TeacherIdentity(
-            name=Path(recipe.teacher.model).name,
-            revision=recipe.teacher.revision,
-            weights=weights_digest(recipe.teacher),
-            family=recipe.teacher.family,
-            attention=attention.type,
-            block_size=recipe.teacher_block_size,
-            dtype=recipe.teacher.dtype,
-        ),
+        teacher=teacher_identity(recipe),
         student_tokenizer=student.fingerprint,
         teacher_tokenizer=teacher.fingerprint,
         lengths=LengthsIdentity(
@@ -367,16 +389,24 @@ def _identity(
             student_block_size=recipe.student.block_size,
         ),
         records=records,
-        noise=NoiseIdentity(
-            seed=recipe.noise.seed,
-            eps=recipe.noise.eps,
-            demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
-        ),
-        kept=_kept(targets, vocab_size),
+        noise=noise_identity(recipe),
+        kept=kept_identity(recipe, teacher),
     )
 
 
-def _kept(targets: TargetsConfig, vocab_size: int) -> KeptIdentity:
+def noise_identity(recipe: Recipe) -> NoiseIdentity:
+    """What the recipe's noise is drawn from."""
+    return NoiseIdentity(
+        seed=recipe.noise.seed,
+        eps=recipe.noise.eps,
+        demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
+    )
+
+
+def kept_identity(recipe: Recipe, teacher: ChatTokenizer) -> KeptIdentity:
+    """What the recipe keeps of each distribution."""
+    targets, shared = recipe.targets, recipe.pipeline
+    vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
     if isinstance(targets, TokenTargetsConfig):
         return KeptIdentity(
             top_k=min(targets.k, vocab_size),

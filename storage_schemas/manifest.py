@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from storage_schemas.identity import CacheIdentity, Count, Positive, Stored
 
 MANIFEST_FILE = "manifest.json"
+RECIPE_FILE = "recipe.json"
 COMMON_FOLDER = "common"
 VOCABULARY_FOLDER = "vocabulary"
 BASIS_FOLDER = "basis.zarr"

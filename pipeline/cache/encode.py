@@ -32,12 +32,7 @@ def encode_shard(
     rank = 0 if basis is None else basis.rank
     for stored in content.views:
         _check_view(stored, content.examples[stored.example], kept, rank)
-    files = {
-        "examples.parquet": _encode_examples(content.examples),
-        "views.parquet": _encode_views(content),
-        "chunks.parquet": _encode_chunks(content, kept),
-        "skips.parquet": _encode_skips(content),
-    }
+    files = encode_tables(content, kept)
     if kept.has_tokens:
         tokens = encode_tokens(
             _joined([stored.targets.tokens for stored in content.views], kept, rank),
@@ -47,6 +42,16 @@ def encode_shard(
         )
         files |= {f"{TOKENS_FOLDER}/{path}": data for path, data in tokens.items()}
     return files
+
+
+def encode_tables(content: ShardContent, kept: KeptIdentity) -> dict[str, bytes]:
+    """The Parquet files of a shard."""
+    return {
+        "examples.parquet": _encode_examples(content.examples),
+        "views.parquet": _encode_views(content),
+        "chunks.parquet": _encode_chunks(content, kept),
+        "skips.parquet": _encode_skips(content),
+    }
 
 
 def count(content: ShardContent) -> Counts:

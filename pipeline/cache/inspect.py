@@ -1,6 +1,7 @@
 """Looking at a cache: Polars LazyFrames over its committed shards, with the tokens' texts.
 
-Examples, views and chunks are scans over Parquet; the kept logits are in `inspect_tokens`.
+Examples, views and chunks are scans over Parquet; what is kept of positions is in `inspect_tokens`
+and `inspect_sketches`. docs/queries.md asks ten questions of them.
 """
 
 from collections.abc import Mapping
@@ -9,11 +10,20 @@ from typing import Any, Literal
 
 import polars as pl
 
+from pipeline.cache.inspect_sketches import scan_distributions
 from pipeline.cache.inspect_tables import scan_table, scan_vocabulary
-from pipeline.cache.inspect_tokens import scan_top_k
+from pipeline.cache.inspect_tokens import scan_positions, scan_top_k
 from pipeline.cache.reader import CacheReader
 
-__all__ = ["scan_chunks", "scan_examples", "scan_top_k", "scan_views", "token_texts"]
+__all__ = [
+    "scan_chunks",
+    "scan_distributions",
+    "scan_examples",
+    "scan_positions",
+    "scan_top_k",
+    "scan_views",
+    "token_texts",
+]
 
 _TEXT = pl.String()
 _SPAN = pl.Struct({"t0": pl.Int32, "t1": pl.Int32, "s0": pl.Int32, "s1": pl.Int32})

@@ -1,43 +1,29 @@
-"""The kept logits as a Polars LazyFrame, one row a (position, rank), read shard by shard.
+"""What is kept of a position, as LazyFrames: one row a position, or one a (position, rank).
 
-Axes: M answered teacher token, K kept logit.
+Axes: M answered teacher token, K kept logit, J cached temperature.
 """
 
-from collections.abc import Collection, Iterator
-from itertools import compress
-from operator import not_
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from polars.io.plugins import register_io_source
 
-from pipeline.cache.decode import tokens_of
-from pipeline.cache.inspect_tables import scan_vocabulary
+from pipeline.cache.inspect_rows import (
+    OF_POSITION,
+    read_arrays,
+    scan_rows,
+    teacher_texts,
+    with_columns_of,
+)
 from pipeline.cache.reader import CacheReader
 from storage_schemas.errors import CacheMissingError
+from storage_schemas.identity import KeptIdentity
 from storage_schemas.manifest import LedgerEntry
-from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, VIEWS, Array, decode_table
-from storage_schemas.zarr_layout import (
-    TOKENS_FOLDER,
-    TokenRows,
-    decode_array,
-    decode_ids,
-    decode_logits,
-)
+from storage_schemas.parquet_layout import Array
+from storage_schemas.targets import Floats
+from storage_schemas.zarr_layout import TokenRows, decode_array, decode_ids, decode_logits
 
-_OF_SHARD = pl.Schema({"shard": pl.String(), "view": pl.Int32()})
-_OF_POSITION = pl.Schema(
-    {
-        "shard": pl.String(),
-        "record_id": pl.String(),
-        "view": pl.Int32(),
-        "time": pl.Float64(),
-        "example": pl.Int32(),
-        "chunk": pl.Int32(),
-        "teacher_position": pl.Int32(),
-    }
-)
 _OF_RANK = pl.Schema(
     {
         "rank": pl.Int32(),
@@ -48,177 +34,130 @@ _OF_RANK = pl.Schema(
         "is_gold": pl.Boolean(),
     }
 )
-_ALL = pl.Schema({**_OF_POSITION, **_OF_RANK})
+TOP_K = pl.Schema({**OF_POSITION, **_OF_RANK})
+_ROWS_A_BLOCK = 2**19
 
 
 def scan_top_k(address: str | Path) -> pl.LazyFrame:
     """One row a kept logit: where it stands, its token and text, its probability at T = 1.
 
     probability = exp(logit - logsumexp) over the kept columns; null where T = 1 was not stored.
-    is_gold marks the true token. Conditions joined by `&` are pushed down: those on shard and view
-    skip whole shards unread, those on a position skip the logits of shards without a match.
+    is_gold marks the true token. Conditions and columns are pushed down (see `inspect_rows`).
     """
     reader = CacheReader.open(address, allow_empty=True)
-    if reader.identity.kept.top_k == 0:
-        raise CacheMissingError(
-            f"{address}: expected kept logits, got a cache with chunk likelihoods alone "
-            f"(top_k = 0); look at scan_chunks, or make a cache with top_k > 0"
-        )
-    schema = _ALL
-
-    def source(
-        with_columns: list[str] | None,
-        predicate: pl.Expr | None,
-        n_rows: int | None,
-        batch_size: int | None,
-    ) -> Iterator[pl.DataFrame]:
-        del batch_size  # a shard at a time
-        wanted = list(schema) if with_columns is None else with_columns
-        conditions = [] if predicate is None else conjuncts(predicate)
-        texts = _texts(reader)
-        if n_rows is None:
-            for entry in reader.entries:
-                yield _read(reader, entry, texts, wanted, conditions, None)
-            return
-        # A limit counts rows before the condition: Polars gives both for head(n).filter(...) and
-        # keeps the limit of filter(...).head(n) to itself.
-        names = [*wanted, *(name for name in _names(conditions) if name not in wanted)]
-        for entry in reader.entries:
-            if n_rows <= 0:
-                return
-            frame = _read(reader, entry, texts, names, [], n_rows)
-            n_rows -= len(frame)
-            yield _meeting(conditions, frame).select(wanted)
-
-    return register_io_source(source, schema=schema, validate_schema=True)
-
-
-def conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
-    """The conditions that `predicate` joins by `&`, or itself."""
-    inputs = predicate.meta.pop()
-    if len(inputs) == 2:
-        for left, right in (inputs, inputs[::-1]):
-            if (left & right).meta.eq(predicate):
-                return [*conjuncts(left), *conjuncts(right)]
-    return [predicate]
-
-
-def _read(
-    reader: CacheReader,
-    entry: LedgerEntry,
-    texts: pl.Series,
-    wanted: list[str],
-    conditions: list[pl.Expr],
-    limit: int | None,
-) -> pl.DataFrame:
-    """The rows of one shard that meet all conditions; a limit is for reading without any."""
-    assert limit is None or not conditions, "a limit and conditions do not commute"
-    nothing = pl.DataFrame(schema=_ALL).select(wanted)
-    of_shard, _ = _split(conditions, _OF_SHARD)
-    views = pl.DataFrame({"shard": entry.shard, "view": list(entry.views)}, schema=_OF_SHARD)
-    if _meeting(of_shard, views).is_empty():
-        return nothing
-    of_position, of_rank = _split(conditions, _OF_POSITION)
-    positions = _meeting(of_position, _positions(reader, entry).with_row_index("row"))
-    if positions.is_empty():
-        return nothing
-    names = {*wanted, *_names(of_rank)}
-    top_k = reader.identity.kept.top_k
-    positions = positions if limit is None else positions.head(-(-limit // top_k))
-    repeats = pl.Series(np.repeat(np.arange(len(positions), dtype=np.uint32), top_k))
-    ranks = _ranks(
-        reader, entry, texts, names, positions["row"].to_numpy(), positions["gold"].to_numpy()
-    )
-    frame = positions.select(_OF_POSITION.keys()).select(pl.all().gather(repeats))
-    rows = _meeting(of_rank, frame.with_columns(ranks)).select(wanted)
-    return rows if limit is None else rows.head(limit)
-
-
-def _names(conditions: list[pl.Expr]) -> set[str]:
-    """The columns that conditions read."""
-    return {name for condition in conditions for name in condition.meta.root_names()}
-
-
-def _split(
-    conditions: list[pl.Expr], columns: Collection[str]
-) -> tuple[list[pl.Expr], list[pl.Expr]]:
-    """The conditions that need these columns alone, and the others."""
-    inside = [set(condition.meta.root_names()) <= set(columns) for condition in conditions]
-    return list(compress(conditions, inside)), list(compress(conditions, map(not_, inside)))
-
-
-def _meeting(conditions: list[pl.Expr], frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows for which all conditions hold."""
-    for condition in conditions:
-        frame = frame.filter(condition)
-    return frame
-
-
-def _positions(reader: CacheReader, entry: LedgerEntry) -> pl.DataFrame:
-    """The answered positions of a shard in stored order, with the true token of each (`gold`)."""
-    names = {"examples.parquet", "views.parquet", "chunks.parquet"}
-    files = reader.read_files(entry, [f for f in entry.files if entry.inner_path(f) in names])
-    examples = decode_table(EXAMPLES, files["examples.parquet"]).lists["teacher_ids"]
-    views = decode_table(VIEWS, files["views.parquet"])
-    chunks = decode_table(CHUNKS, files["chunks.parquet"]).arrays
-    lengths_C = chunks["t1"] - chunks["t0"]
-    chunk_M = np.repeat(np.arange(len(lengths_C)), lengths_C)
-    first_M = (lengths_C.cumsum() - lengths_C)[chunk_M]
-    position_M = (chunks["t0"][chunk_M] + np.arange(len(chunk_M)) - first_M).astype(np.int32)
-    example_M, view_row_M = chunks["example"][chunk_M], chunks["view_row"][chunk_M]
-    starts = examples.lengths.cumsum() - examples.lengths
-    record_ids = pl.Series(views.texts["record_id"], dtype=pl.String)
-    return pl.DataFrame(
-        {
-            "record_id": record_ids.gather(view_row_M),
-            "view": chunks["view"][chunk_M],
-            "time": views.arrays["time"][view_row_M],
-            "example": example_M,
-            "chunk": chunks["chunk"][chunk_M],
-            "teacher_position": position_M,
-            "gold": examples.values[starts[example_M] + position_M],
-        }
-    ).select(pl.lit(entry.shard).alias("shard"), pl.all())
-
-
-def _ranks(
-    reader: CacheReader,
-    entry: LedgerEntry,
-    texts: pl.Series,
-    names: set[str],
-    row_M: Array,
-    gold_M: Array,
-) -> list[pl.Series]:
-    """The columns of a (position, rank) that are asked for; the others are null and unread."""
     kept = reader.identity.kept
-    prefixes = [f"{TOKENS_FOLDER}/{name}/" for name in _arrays_for(names)]
-    listed = [f for f in entry.files if any(p in f.path for p in prefixes)]
-    files = tokens_of(reader.read_files(entry, listed))
-    counts = entry.counts
-    rows = TokenRows(num_rows=counts.num_token_rows, num_joint=counts.num_joint_rows)
-    columns: dict[str, Array | pl.Series] = {}
-    if "rank" in names:
-        columns["rank"] = np.tile(np.arange(kept.top_k, dtype=np.int32), len(row_M))
-    if names & {"token_id", "token", "is_gold"}:
-        ids_MK = decode_ids(files, kept, rows)[row_M]
-        columns["token_id"] = ids_MK.ravel()
-        columns["is_gold"] = (ids_MK == gold_M[:, None]).ravel()
-        if "token" in names:
-            columns["token"] = texts.gather(ids_MK.ravel(), null_on_oob=True)
-    if names & {"logit", "probability"}:
-        logits_MK = decode_logits(files, kept, rows)[row_M]
-        columns["logit"] = logits_MK.ravel()
+    if kept.top_k == 0:
+        instead = (
+            "scan_distributions for what its sketches say"
+            if kept.has_tokens
+            else "scan_chunks, or make a cache with top_k > 0"
+        )
+        raise CacheMissingError(
+            f"{address}: expected kept logits, got a cache without a top k; look at {instead}"
+        )
+
+    def expand(
+        entry: LedgerEntry, positions: pl.DataFrame, names: set[str]
+    ) -> Iterator[pl.DataFrame]:
+        texts = teacher_texts(reader) if "token" in names else None
+        files, rows = read_arrays(reader, entry, _arrays_for(names))
+        wants_ids = names & {"token_id", "token", "is_gold"}
+        ids_MK = decode_ids(files, kept, rows) if wants_ids else None
+        wants_logits = names & {"logit", "probability"}
+        logits_MK = decode_logits(files, kept, rows) if wants_logits else None
+        normalizer_M = None
         if "probability" in names and 1.0 in kept.temperatures:
-            logsumexp_MJ = decode_array(files, kept, rows, "logsumexp").astype(np.float64)
-            normalizer_M = logsumexp_MJ[row_M, kept.temperatures.index(1.0)]
-            columns["probability"] = np.exp(logits_MK - normalizer_M[:, None]).ravel()
-    size = len(row_M) * kept.top_k
-    return [
-        pl.Series(name, columns[name], dtype=dtype)
-        if name in columns
-        else pl.Series(name, [None], dtype=dtype).new_from_index(0, size)
-        for name, dtype in _OF_RANK.items()
-    ]
+            normalizer_M = logsumexp_at(files, kept, rows, 1.0)
+        for block in positions.iter_slices(max(1, _ROWS_A_BLOCK // kept.top_k)):
+            row_M = block["row"].to_numpy()
+            columns: dict[str, Array | pl.Series] = {
+                "rank": np.tile(np.arange(kept.top_k, dtype=np.int32), len(row_M))
+            }
+            if ids_MK is not None:
+                columns["token_id"] = ids_MK[row_M].ravel()
+                columns["is_gold"] = (ids_MK[row_M] == block["gold"].to_numpy()[:, None]).ravel()
+            if texts is not None and ids_MK is not None:
+                columns["token"] = texts.gather(ids_MK[row_M].ravel(), null_on_oob=True)
+            if logits_MK is not None:
+                columns["logit"] = logits_MK[row_M].ravel()
+            if logits_MK is not None and normalizer_M is not None:
+                shares_MK = np.exp(logits_MK[row_M] - normalizer_M[row_M, None])
+                columns["probability"] = shares_MK.ravel()
+            repeats = pl.Series(np.repeat(np.arange(len(row_M), dtype=np.uint32), kept.top_k))
+            yield with_columns_of(block.select(pl.all().gather(repeats)), columns, TOP_K)
+
+    return scan_rows(reader, TOP_K, expand)
+
+
+def scan_positions(address: str | Path) -> pl.LazyFrame:
+    """One row an answered teacher token: where it stands, the true token, and its likelihood.
+
+    gold_logp: of the true token, over the teacher's whole vocabulary, in nats. logsumexp_1.0 and so
+    on: logsumexp(z / T) over the kept columns at each cached T. Conditions and columns are pushed
+    down (see `inspect_rows`): what is read beside the tables is what these columns need.
+    """
+    reader = CacheReader.open(address, allow_empty=True)
+    kept = reader.identity.kept
+    check_has_tokens(reader)
+    normalizers = {f"logsumexp_{t}": t for t in kept.temperatures}
+    schema = pl.Schema(
+        {
+            **OF_POSITION,
+            "token_id": pl.Int32(),
+            "token": pl.String(),
+            "gold_logp": pl.Float32(),
+            **dict.fromkeys(normalizers, pl.Float32()),
+        }
+    )
+
+    def expand(
+        entry: LedgerEntry, positions: pl.DataFrame, names: set[str]
+    ) -> Iterator[pl.DataFrame]:
+        wanted = {name: t for name, t in normalizers.items() if name in names}
+        arrays = {"logsumexp"} if wanted else set[str]()
+        # of a chunk of one token it is the chunk's own
+        has_joint = "gold_logp" in names and positions["joint_row"].is_not_null().any()
+        files, rows = read_arrays(reader, entry, arrays | ({"gold_logp"} if has_joint else set()))
+        columns: dict[str, Array | pl.Series] = {"token_id": positions["gold"]}
+        if "token" in names:
+            columns["token"] = teacher_texts(reader).gather(positions["gold"], null_on_oob=True)
+        if "gold_logp" in names:
+            columns["gold_logp"] = gold_logp_of(files, kept, rows, positions)
+        for name, temperature in wanted.items():
+            normalizer_M = logsumexp_at(files, kept, rows, temperature)
+            columns[name] = normalizer_M[positions["row"].to_numpy()].astype(np.float32)
+        yield with_columns_of(positions, columns, schema)
+
+    return scan_rows(reader, schema, expand)
+
+
+def check_has_tokens(reader: CacheReader) -> None:
+    """Raise where nothing is kept of a position."""
+    if not reader.identity.kept.has_tokens:
+        raise CacheMissingError(
+            f"{reader.address}: expected rows of positions, got a cache with chunk likelihoods "
+            f"alone (top_k = 0); look at scan_chunks, or make a cache with top_k > 0"
+        )
+
+
+def logsumexp_at(
+    files: dict[str, bytes], kept: KeptIdentity, rows: TokenRows, temperature: float
+) -> Array:
+    """One column of the normalizers, as float64."""
+    logsumexp_MJ = decode_array(files, kept, rows, "logsumexp")
+    return logsumexp_MJ[:, kept.temperatures.index(temperature)].astype(np.float64)
+
+
+def gold_logp_of(
+    files: dict[str, bytes], kept: KeptIdentity, rows: TokenRows, positions: pl.DataFrame
+) -> Floats:
+    """The true tokens' log-likelihoods; the array is needed where a chunk has more tokens."""
+    gold_logp_M = positions["chunk_logp"].to_numpy().copy()
+    is_joint_M = positions["joint_row"].is_not_null().to_numpy()
+    if is_joint_M.any():
+        joint_L = positions["joint_row"].drop_nulls().to_numpy()
+        gold_logp_M[is_joint_M] = decode_array(files, kept, rows, "gold_logp")[joint_L]
+    return gold_logp_M
 
 
 def _arrays_for(names: set[str]) -> set[str]:
@@ -226,13 +165,7 @@ def _arrays_for(names: set[str]) -> set[str]:
     if names & {"token_id", "token", "is_gold"}:
         arrays |= {"ids_low", "ids_high"}
     if names & {"logit", "probability"}:
-        arrays |= {"logits", "logit_max", "logit_step", "logsumexp"}
+        arrays |= {"logits", "logit_max", "logit_step"}
+    if "probability" in names:
+        arrays.add("logsumexp")
     return arrays
-
-
-def _texts(reader: CacheReader) -> pl.Series:
-    """The teacher's token texts, by id; null where the vocabulary has a gap."""
-    tokens = scan_vocabulary(reader, "teacher").collect()
-    last: int = tokens["id"].to_numpy().max(initial=-1)
-    ids = pl.DataFrame({"id": np.arange(last + 1, dtype=np.int32)})
-    return ids.join(tokens, on="id", how="left", maintain_order="left")["text"]

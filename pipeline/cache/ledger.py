@@ -1,7 +1,7 @@
 """What is finished: the manifest and the ledger, read and checked against the files that exist."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -87,14 +87,19 @@ def read_ledger(store: CacheStore) -> tuple[LedgerEntry, ...]:
         ) from error
     entries = [parse_entry(path, data) for path, data in texts.items()]
     entries.sort(key=lambda entry: (entry.part, entry.view_start))
+    for entry, following in overlapping(entries):
+        raise CacheCorruptError(
+            f"{store.address}: expected each view of a part once, got both shards "
+            f"{entry.shard} and {following.shard}; remove one of the two from {LEDGER_FOLDER}/"
+        )
+    return tuple(entries)
+
+
+def overlapping(entries: Iterable[LedgerEntry]) -> Iterator[tuple[LedgerEntry, LedgerEntry]]:
+    """Neighbors that hold the same view of a part; `entries` in order of part, then view."""
     for entry, following in pairwise(entries):
         if entry.part == following.part and entry.view_stop > following.view_start:
-            raise CacheCorruptError(
-                f"{store.address}: expected each view of a part once, got both shards "
-                f"{entry.shard} and {following.shard}; remove one of the two from "
-                f"{LEDGER_FOLDER}/"
-            )
-    return tuple(entries)
+            yield entry, following
 
 
 def parse_entry(path: str, data: bytes) -> LedgerEntry:
@@ -105,7 +110,7 @@ def parse_entry(path: str, data: bytes) -> LedgerEntry:
     except ValueError as error:  # pydantic's are, too
         raise CacheCorruptError(
             f"shard {shard}: expected a ledger entry in {path} as it was written, got: {error}; "
-            f"{_make_anew(shard)}"
+            f"{make_anew(shard)}"
         ) from error
     if entry.shard != shard:
         raise CacheCorruptError(f"{path}: expected shard {shard}, got {entry.shard}")
@@ -142,7 +147,7 @@ def check_files(store: CacheStore, manifest: Manifest, entries: Iterable[LedgerE
             got = "no such file" if size is None else str(size)
             raise CacheCorruptError(
                 f"shard {entry.shard}: expected {file.path} of {file.size} bytes, got {got} in "
-                f"{store.address}; {_make_anew(entry.shard)}"
+                f"{store.address}; {make_anew(entry.shard)}"
             )
 
 
@@ -163,7 +168,7 @@ def _checked(entry: LedgerEntry, kept: KeptIdentity) -> tuple[FileEntry, ...]:
     if expected != got:
         raise CacheCorruptError(
             f"shard {entry.shard}: expected files {sorted(expected)}, the ledger lists "
-            f"{sorted(got)}; {_make_anew(entry.shard)}"
+            f"{sorted(got)}; {make_anew(entry.shard)}"
         )
     return entry.files
 
@@ -214,7 +219,8 @@ def _check_version(store: CacheStore, fields: dict[str, Any]) -> None:
         )
 
 
-def _make_anew(shard: str) -> str:
+def make_anew(shard: str) -> str:
+    """What to do about a damaged shard."""
     return (
         f"remove {LEDGER_FOLDER}/{shard}.json and run 'tidecache teacher-cache' again: "
         f"it makes this shard anew"

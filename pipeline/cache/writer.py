@@ -35,6 +35,7 @@ from storage_schemas.manifest import (
     COMMON_FOLDER,
     LEDGER_FOLDER,
     MANIFEST_FILE,
+    RECIPE_FILE,
     SHARDS_FOLDER,
     VOCABULARY_FOLDER,
     Calibration,
@@ -48,7 +49,6 @@ from storage_schemas.shard import ShardContent
 from storage_schemas.zarr_layout import encode_basis
 
 _LOG = logging.getLogger(__name__)
-_RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +178,8 @@ class CacheWriter:
         return parse_entry(ledger_file, self.store.read(ledger_file))
 
     def write_recipe(self, text: str) -> None:
-        """Keeps the last recipe that wrote to the cache, for people only."""
-        self.store.replace(_RECIPE_FILE, text.encode())
+        """Keeps the last recipe that wrote to the cache: it says where the teacher is."""
+        self.store.replace(RECIPE_FILE, text.encode())
 
     def _is_taken(self, content: ShardContent) -> bool:
         own = range(content.view_start, content.view_stop)

@@ -89,6 +89,37 @@ def demo(
 
 
 @app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Tokenize at most so many records, and scale up.")
+    ] = 2000,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="What the teacher reads in a second, for the hours.")
+    ] = None,
+    measure: Annotated[
+        int, typer.Option(min=0, help="Load the teacher and score so many views, for both.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Before anything is spent: what a recipe and its neighbours will store, read and take."""
+    if tokens_per_second is not None and tokens_per_second <= 0:
+        raise typer.BadParameter(f"expected a throughput above 0, got {tokens_per_second}")
+    if tokens_per_second is not None and measure:
+        raise typer.BadParameter("expected one of --tokens-per-second and --measure")
+    loaded = _load(recipe, overrides)
+    from pipeline.cli.plan import show_plan
+    from pipeline.plan.plan import plan_json, plan_recipe
+
+    made = plan_recipe(loaded, sample=sample, tokens_per_second=tokens_per_second, measure=measure)
+    if as_json:
+        typer.echo(plan_json(made))
+    else:
+        show_plan(made)
+
+
+@app.command()
 def teacher_cache(
     recipe: RecipeFile, overrides: Overrides = None, no_prefect: NoPrefect = False
 ) -> None:
@@ -137,6 +168,29 @@ def inspect(
         raise typer.BadParameter("--view needs --record")
     else:
         show_cache(cache)
+
+
+@app.command()
+def verify(
+    cache: CacheAddress,
+    fidelity: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Also let the teacher score N stored views again; the manifest keeps the figures.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check every file, count, mask and bound of a cache; exit code 3 if anything is wrong."""
+    if overrides and fidelity is None:
+        raise typer.BadParameter("--set needs --fidelity: it says where the teacher is")
+    from pipeline.cli.verify import show_verification
+
+    if not show_verification(cache, num_views=fidelity, overrides=overrides or ()):
+        _complain(f"{cache}: expected a sound cache, got the faults that are listed above")
+        raise typer.Exit(_CORRUPT_CACHE)
 
 
 @app.command()

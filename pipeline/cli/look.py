@@ -4,18 +4,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipeline.cache.inspect import (
     scan_chunks,
+    scan_distributions,
     scan_examples,
     scan_top_k,
     scan_views,
     token_texts,
 )
 from pipeline.cache.reader import CacheReader
+from pipeline.cli.tables import calibration_table, fidelity_table, new_console, new_table
 from storage_schemas.errors import CacheMissingError
 from storage_schemas.identity import CacheIdentity
 
@@ -27,9 +28,13 @@ _SHOWN_TOKENS = 5
 def show_cache(address: str | Path) -> None:
     """Identity, shards, counts and bytes, and how certain the teacher was of the true text."""
     reader = CacheReader.open(address, allow_empty=True)
-    console = _console()
+    console = new_console()
     console.print(_identity_table(reader))
     console.print(_content_table(reader))
+    if reader.manifest.calibration is not None:
+        console.print(calibration_table(reader.manifest.calibration))
+    if reader.manifest.fidelity is not None:
+        console.print(fidelity_table(reader.manifest.fidelity))
     if reader.entries:
         console.print(_certainty_table(address))
 
@@ -47,24 +52,17 @@ def show_view(address: str | Path, record_id: str, view: int) -> None:
     of_example = (pl.col("shard") == shown["shard"]) & (pl.col("example") == shown["example"])
     example = scan_examples(address).filter(of_example).collect().row(0, named=True)
     answers = scan_chunks(address, with_text=True).filter(of_example, pl.col("view") == view)
-    console = _console()
+    console = new_console()
     console.print(
         f"record {record_id}  view {view}  time {shown['time']:.3f}  shard {shown['shard']}"
     )
     console.print(_text(address, example["student_ids"], shown["is_masked"]))
-    has_tokens = CacheReader.open(address).identity.kept.top_k > 0
-    tokens = _top_tokens(address, shown["shard"], record_id, view) if has_tokens else {}
+    tokens = _top_tokens(address, shown["shard"], record_id, view)
     console.print(_answers_table(answers.collect(), tokens))
 
 
-def _console() -> Console:
-    """As wide as the terminal; where nobody looks on, wide enough for a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
-
-
 def _identity_table(reader: CacheReader) -> Table:
-    table = _table("cache", "", title=reader.address)
+    table = new_table("cache", "", title=reader.address)
     table.add_row("digest", reader.manifest.digest)
     table.add_row("made by", f"tidecache {reader.manifest.created_by}")
     for name, value in _flat(reader.identity):
@@ -93,7 +91,7 @@ def _content_table(reader: CacheReader) -> Table:
     num_rows = sum(count.num_token_rows for count in counts)
     # A part's records, examples and skips are the same in each of its shards.
     parts = {entry.part: entry.counts for entry in reader.entries}.values()
-    table = _table("content", ">count")
+    table = new_table("content", ">count")
     table.add_row("shards", f"{len(counts):,}")
     table.add_row("views of every record", f"{reader.num_views:,}")
     table.add_row("records", f"{sum(count.num_records for count in parts):,}")
@@ -123,7 +121,7 @@ def _certainty_table(address: str | Path) -> Table:
     found = scan_chunks(address).select(bins).group_by("bin").len().collect()
     sizes: dict[int, int] = dict(found.iter_rows())
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
-    table = _table("p(true chunk)", ">chunks", ">share", "", title="the teacher's certainty")
+    table = new_table("p(true chunk)", ">chunks", ">share", "", title="the teacher's certainty")
     for index in range(_NUM_BINS):
         size = sizes.get(index, 0)
         bar = "█" * round(_BAR_WIDTH * size / largest) if largest else ""
@@ -160,9 +158,16 @@ def _style(is_masked: bool) -> str:
 
 
 def _top_tokens(address: str | Path, shard: str, record_id: str, view: int) -> dict[int, list[str]]:
-    """The likeliest tokens of each kept teacher position, with their probabilities at T = 1."""
+    """The likeliest tokens of each kept teacher position, with their probabilities at T = 1.
+
+    Without a top k they are what the sketches say; with neither there are none.
+    """
+    kept = CacheReader.open(address).identity.kept
+    if not kept.has_tokens:
+        return {}
+    scan = scan_top_k if kept.top_k else scan_distributions
     rows = (
-        scan_top_k(address)
+        scan(address)
         .filter(
             pl.col("shard") == shard,
             pl.col("view") == view,
@@ -183,7 +188,7 @@ def _top_tokens(address: str | Path, shard: str, record_id: str, view: int) -> d
 def _answers_table(answers: pl.DataFrame, tokens: dict[int, list[str]]) -> Table:
     """One row an answered chunk, or one a kept teacher position where distributions are kept."""
     columns = ["text", ">log p", ">p"] + (["the teacher's likeliest tokens"] if tokens else [])
-    table = _table(*columns)
+    table = new_table(*columns)
     for row in answers.iter_rows(named=True):
         probability = pl.select(pl.lit(row["logp"]).exp()).item()
         cells = [repr(row["text"]), f"{row['logp']:.3f}", f"{probability:.3f}"]
@@ -192,14 +197,4 @@ def _answers_table(answers: pl.DataFrame, tokens: dict[int, list[str]]) -> Table
         for position in range(row["t0"], row["t1"]) if tokens else ():
             table.add_row(*map(Text, cells), Text("   ".join(tokens.get(position, []))))
             cells = [""] * len(cells)
-    return table
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A leading `>` aligns a column to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(
-            name.removeprefix(">"), justify="right" if name.startswith(">") else "left"
-        )
     return table

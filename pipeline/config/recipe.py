@@ -74,13 +74,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"expected a recipe (TOML) at {path}, got no such file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: expected a readable TOML file, got: {error}") from error
+    return parse_recipe(fields, where=str(path), overrides=overrides)
+
+
+def parse_recipe(fields: dict[str, Any], *, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from nested tables; every mistake in it is named in one error."""
     for keys, value in sorted(map(_override, overrides), key=_outer_types_first):
         _set(fields, keys, value)
-    return parse_recipe(fields, where=str(path))
-
-
-def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:
-    """A recipe from nested tables; every mistake in it is named in one error."""
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:

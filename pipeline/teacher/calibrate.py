@@ -174,15 +174,9 @@ def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
     weaker: list[Tensor] = []
     gold: list[Tensor] = []
     for view in range(_MOST_VIEWS):
-        passes = [
-            (one, blind)
-            for pair, one in reserved.passes(reserved.search, view)
-            for blind in [blind_pass(pair, one.is_answered_T, reserved.mask_id)]
-            # where the teacher saw nothing either, there is no difference to learn from
-            if not np.array_equal(one.noised_ids_T, blind.noised_ids_T)
-        ]
-        hidden.append(_in_order(backend, [one for one, _ in passes]))
-        weaker.append(_in_order(backend, [blind for _, blind in passes]))
+        passes = _search_passes(reserved, view)
+        hidden.append(hidden_in_order(backend, [one for one, _ in passes]))
+        weaker.append(hidden_in_order(backend, [blind for _, blind in passes]))
         gold += [torch.from_numpy(one.clean_ids_T[one.is_answered_T]) for one, _ in passes]
         if sum(map(len, hidden)) >= _MOST_SEARCH_ROWS:
             break
@@ -197,6 +191,36 @@ def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
     return SearchRows(
         hidden_MH=hidden_MH[chosen], weaker_MH=weaker_MH[chosen], gold_id_M=gold_id_M[chosen]
     )
+
+
+def passes_to_run(
+    reserved: Reserved, kept: KeptIdentity, hidden_size: int
+) -> Iterator[TeacherPass]:
+    """Every pass that `calibrate` gives to the teacher, known without one."""
+    count = 0
+    for view in range(_MOST_VIEWS):
+        if count >= _POSITIONS_A_DIMENSION * hidden_size:
+            break
+        for _, one in reserved.passes(reserved.calibration, view):
+            count += int(one.is_answered_T.sum())
+            yield one
+    count = 0
+    for view in range(_MOST_VIEWS if isinstance(kept.tail, SketchTail) else 0):
+        if count >= _MOST_SEARCH_ROWS:
+            break
+        for one, blind in _search_passes(reserved, view):
+            count += int(one.is_answered_T.sum())
+            yield from (one, blind)
+
+
+def _search_passes(reserved: Reserved, view: int) -> list[tuple[TeacherPass, TeacherPass]]:
+    return [
+        (one, blind)
+        for pair, one in reserved.passes(reserved.search, view)
+        for blind in [blind_pass(pair, one.is_answered_T, reserved.mask_id)]
+        # where the teacher saw nothing either, there is no difference to learn from
+        if not np.array_equal(one.noised_ids_T, blind.noised_ids_T)
+    ]
 
 
 def blind_pass(pair: Pair, is_answered_T: Bools, mask_id: int) -> TeacherPass:
@@ -215,7 +239,7 @@ def blind_pass(pair: Pair, is_answered_T: Bools, mask_id: int) -> TeacherPass:
     )
 
 
-def _in_order(backend: TeacherBackend, passes: Sequence[TeacherPass]) -> Float[Tensor, "M H"]:
+def hidden_in_order(backend: TeacherBackend, passes: Sequence[TeacherPass]) -> Float[Tensor, "M H"]:
     """The hidden rows in order of pass and position, however the blocks come."""
     blocks = list(backend.rows(passes))
     if not blocks:

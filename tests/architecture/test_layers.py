@@ -17,6 +17,7 @@ SEES_THE_TEACHER = (
     "pipeline.teacher",
     "pipeline.teacher_cache",
     "pipeline.fidelity",
+    "pipeline.plan",
     "pipeline.study",
     "pipeline.demo",
 )

@@ -12,11 +12,19 @@ from pipeline.cache.reader import CacheReader
 from pipeline.cli.app import app
 from pipeline.teacher_cache import run_teacher_cache
 
+SKETCH = {
+    "type": "tokens",
+    "k": 0,
+    "tail": {"type": "sketch", "step": 0.05, "calibration_records": 6},
+}
 
-@pytest.fixture(scope="module", params=["a", "b"])
+
+@pytest.fixture(scope="module", params=["a", "b", "sketches alone"])
 def cache(request, make_recipe, tmp_path_factory):
-    recipe = make_recipe(request.param, tmp_path_factory.mktemp(request.param))
-    return run_teacher_cache(recipe).address
+    folder = tmp_path_factory.mktemp("cache")
+    if request.param in ("a", "b"):
+        return run_teacher_cache(make_recipe(request.param, folder)).address
+    return run_teacher_cache(make_recipe("b", folder, targets=SKETCH)).address
 
 
 def look(*arguments: object):
@@ -53,14 +61,14 @@ def test_a_view_stands_beside_the_text(cache):
     for text, logp in chunks.filter(of_view).select("text", "logp").iter_rows():
         assert f"{logp:.3f}" in result.stdout
         assert repr(text) in result.stdout
-    has_tokens = CacheReader.open(cache).identity.kept.top_k > 0
+    has_tokens = CacheReader.open(cache).identity.kept.has_tokens
     assert ("the teacher's likeliest tokens" in result.stdout) is has_tokens
 
 
 def test_what_is_not_there_is_said(cache, tmp_path):
     for arguments, message in (
         ((cache, "--record", "nobody"), "ids look like"),
-        ((cache, "--record", "lib/clamp.py::clamp", "--view", 9), "there are views [0, 1]"),
+        ((cache, "--record", "lib/mean.py::mean", "--view", 9), "there are views [0, 1]"),
         ((cache, "--view", 1), "--view needs --record"),
         ((tmp_path,), "expected a cache, got no"),
     ):
