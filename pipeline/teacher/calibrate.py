@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 _POSITIONS_A_DIMENSION = 14  # fewer than this times the hidden size cost bytes
 _MOST_VIEWS = 8  # of a reserved record
 _MOST_SEARCH_ROWS = 1024
+_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,9 @@ def calibrate(backend: TeacherBackend, reserved: Reserved, kept: KeptIdentity) -
     hidden: list[Tensor] = []
     size = weight_VH.shape[1]
     for block_NH in _calibration_blocks(backend, reserved):
-        moments.add(block_NH, logits_of(block_NH))
+        for at in range(0, len(block_NH), _BLOCK_ROWS):  # a view's logits may be many gigabytes
+            rows_NH = block_NH[at : at + _BLOCK_ROWS]
+            moments.add(rows_NH, logits_of(rows_NH))
         hidden.append(block_NH)
         if moments.count >= _POSITIONS_A_DIMENSION * size:
             break
