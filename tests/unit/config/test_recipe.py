@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.base import StrictModel
-from pipeline.config.cache import CompDemoConfig
+from pipeline.config.cache import CompDemoConfig, SketchTailConfig, TokenTargetsConfig
 from pipeline.config.objective import Calm, CalmTidal, ReverseCalm, TidalConfig
 from pipeline.config.recipe import Recipe, load_recipe, parse_recipe, resolved_json
 from pipeline.config.records import FilesSource, PromptAndResponseFields
@@ -380,6 +380,104 @@ def test_every_misfit_of_two_tables_is_named_in_one_error():
     )
     assert "expected targets.k <= pipeline.vocab = 1000" in found["recipe"]
     assert "objective.temperature = 3.0 is not among the cached" in found["recipe"]
+
+
+# What is kept of the tail
+
+
+def _targets(**fields: Any) -> dict[str, Any]:
+    return {"type": "tokens", **fields}
+
+
+def test_without_a_tail_a_sketch_is_kept_whose_gradient_error_is_0_15():
+    targets = _recipe(targets=_targets()).targets
+    assert isinstance(targets, TokenTargetsConfig)
+    assert (targets.k, targets.temperatures) == (8, (1.0, 2.0))
+    assert isinstance(targets.tail, SketchTailConfig)
+    assert targets.tail.asked == ("grad_error", 0.15)
+    assert (targets.tail.rank, targets.tail.calibration_records) == (None, 256)
+    named = _recipe(targets=_targets(tail={"type": "sketch", "grad_error": 0.15})).targets
+    assert isinstance(named, TokenTargetsConfig)
+    assert isinstance(named.tail, SketchTailConfig)
+    assert named.tail.asked == targets.tail.asked
+
+
+def test_chunks_keep_a_top_k_to_look_at_or_none():
+    targets = _recipe(targets={"type": "chunks"}, objective={"type": "calm"}).targets
+    assert targets.k == 8
+    targets = _recipe(targets={"type": "chunks", "k": 0}, objective={"type": "calm"}).targets
+    assert targets.k == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "amount"), [("grad_error", 0.3), ("bytes", 100.0), ("step", 0.105)]
+)
+def test_a_sketch_is_asked_for_by_one_of_three(name: str, amount: float):
+    recipe = _recipe(targets=_targets(tail={"type": "sketch", name: amount}))
+    assert isinstance(recipe.targets, TokenTargetsConfig)
+    assert isinstance(recipe.targets.tail, SketchTailConfig)
+    assert recipe.targets.tail.asked == (name, amount)
+    again = parse_recipe(json.loads(resolved_json(recipe)), where="recipe.json")
+    assert again == recipe
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"grad_error": 0.2, "bytes": 100},
+        {"bytes": 100, "step": 0.1},
+        {"grad_error": 0.15, "bytes": 100, "step": 0.1},
+    ],
+)
+def test_a_sketch_is_not_asked_for_twice(asked: dict[str, float]):
+    found = _mistakes(_fields(targets=_targets(tail={"type": "sketch", **asked})))
+    assert found == {"targets.tail": "expected one of grad_error, bytes and step, got more"}
+
+
+@pytest.mark.parametrize(
+    ("place", "tail"),
+    [
+        ("targets.tail.grad_error", {"type": "sketch", "grad_error": 1.0}),
+        ("targets.tail.grad_error", {"type": "sketch", "grad_error": 0}),
+        ("targets.tail.bytes", {"type": "sketch", "bytes": 0}),
+        ("targets.tail.step", {"type": "sketch", "step": float("inf")}),
+        ("targets.tail.rank", {"type": "sketch", "rank": 0}),
+        ("targets.tail.calibration_records", {"type": "sketch", "calibration_records": 0}),
+        ("targets.tail.calibration_records", {"type": "mean_logit", "calibration_records": 0}),
+        ("targets.tail.calibration_records", {"type": "even", "calibration_records": 9}),
+        ("targets.tail.step", {"type": "mean_logit", "step": 0.1}),
+        ("targets.tail.type", {"type": "sampled"}),
+    ],
+)
+def test_a_tail_that_cannot_be_is_refused_at_its_place(place: str, tail: dict[str, Any]):
+    assert _mistakes(_fields(targets=_targets(tail=tail))).keys() == {place}
+
+
+@pytest.mark.parametrize("tail", ["even", "mean_logit"])
+def test_only_a_sketch_does_without_a_top_k(tail: str):
+    found = _mistakes(_fields(targets=_targets(k=0, tail={"type": tail})))
+    assert found == {"targets": f"expected k > 0 with tail.type = {tail!r}, got 0"}
+    recipe = _recipe(targets=_targets(k=0, tail={"type": "sketch", "step": 0.1}))
+    assert recipe.targets.k == 0
+
+
+@pytest.mark.parametrize("tail", ["sketch", "mean_logit"])
+def test_a_tail_where_nothing_is_left_out_is_refused(tail: str):
+    found = _mistakes(_fields(targets=_targets(k=1000, tail={"type": tail})))
+    assert found["recipe"].startswith(f"targets.tail of type {tail!r} has no effect")
+    _recipe(targets=_targets(k=1000, tail={"type": "even"}))
+    _recipe(targets=_targets(k=999, tail={"type": tail}))
+
+
+def test_a_tail_may_be_asked_for_on_the_command_line(cross: Path):
+    text = CROSS.replace('type = "cross_tokenizer"', 'type = "shared_tokenizer"\nvocab = 1000')
+    cross.write_text(text)
+    recipe = load_recipe(
+        cross, ["targets.tail.bytes=90", "targets.tail.type=sketch", "targets.type=tokens"]
+    )
+    assert isinstance(recipe.targets, TokenTargetsConfig)
+    assert isinstance(recipe.targets.tail, SketchTailConfig)
+    assert recipe.targets.tail.asked == ("bytes", 90.0)
 
 
 # TIDAL with a reverse objective
