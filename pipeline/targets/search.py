@@ -106,13 +106,15 @@ def _next_step(trials: Mapping[float, float], amount: float, rises: bool) -> flo
         (low, got_low), (high, got_high) = min(sides, key=lambda pair: pair[1][0] - pair[0][0])
         share = (wanted - got_low) / (got_high - got_low)
         where = low + (high - low) * min(max(share, 0.05), 0.95)
-    else:
-        near = sorted(points, key=lambda point: abs(point[1] - wanted))[:2]
+    else:  # beyond all trials, on the side that the amount must be
+        is_right = (points[0][1] < wanted) == rises
+        outer, *inner = points[::-1] if is_right else points
         slope = 1.0 if rises else -0.5
-        if len(near) == 2:
-            found = (near[0][1] - near[1][1]) / (near[0][0] - near[1][0])
+        if inner:
+            found = (outer[1] - inner[0][1]) / (outer[0] - inner[0][0])
             slope = found if found * slope > 0.05 * slope**2 else slope
-        where = near[0][0] + min(max((wanted - near[0][1]) / slope, -2.0), 2.0)
+        way = min(max(abs(wanted - outer[1]) / abs(slope), 0.01), 2.0)
+        where = outer[0] + (way if is_right else -way)
     return min(max(math.exp(where), _STEPS[0]), _STEPS[1])
 
 
