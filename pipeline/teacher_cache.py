@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from pipeline.cache.ledger import read_ledger
@@ -365,7 +364,6 @@ def load_tokenizer(source: ModelSource) -> ChatTokenizer:
 def teacher_identity(recipe: Recipe) -> TeacherIdentity:
     """Which teacher a recipe names; its weights are read for it."""
     return TeacherIdentity(
-        name=Path(recipe.teacher.model).name,
         revision=recipe.teacher.revision,
         weights=weights_digest(recipe.teacher),
         family=recipe.teacher.family,
