@@ -6,9 +6,10 @@ The sketch rounds d coefficients to a step s. If they are Gaussian with variance
 
 then a row costs the sum of the entropies of these Gaussians, rounded. c is such that the model goes
 through the anchor: SmolLM2-135M's d = 576, step 0.1, 79.4 bytes and a gradient error of 0.166 (by
-`make bench-cache`), or what a calibration of the teacher at hand has measured. a = 1/4 is an assumption,
-under which the bytes at one step grow with d^0.85; a gradient error is taken as proportional to the
-step. So the bytes of a teacher unlike the anchor's are an extrapolation: measure them.
+`make bench-cache`), or what a calibration of the teacher at hand has measured. a = 1/4 is an
+assumption, under which the bytes at one step grow with d^0.85; a gradient error is taken as
+proportional to the step. So the bytes of a teacher unlike the anchor's are an extrapolation:
+measure them.
 
 Axes: R sketch dimension.
 """
