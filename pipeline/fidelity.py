@@ -97,9 +97,7 @@ def _recipe(reader: CacheReader, overrides: Sequence[str]) -> Recipe:
 def _check_teacher(reader: CacheReader, recipe: Recipe) -> None:
     """The same weights, wherever they lie by now, read in the same way."""
     cached = reader.identity.teacher
-    named = teacher_identity(recipe).model_copy(
-        update={"name": cached.name, "revision": cached.revision}
-    )
+    named = teacher_identity(recipe).model_copy(update={"revision": cached.revision})
     lines = [f"teacher.{line}" for line in differences(cached, named)]
     tokenizer = load_tokenizer(recipe.teacher).fingerprint
     if tokenizer != reader.identity.teacher_tokenizer:

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 from pipeline.cache.ledger import read_ledger
@@ -80,7 +79,8 @@ class CacheSummary:
 class TeacherCacheStage:
     """A recipe made ready to run: tokenizers, index of the records, the cache open for writing.
 
-    The teacher is loaded with the first shard and kept over all. Not for several threads.
+    The teacher is loaded when it is first asked (by a new cache's calibration, or by the first
+    shard) and kept from then on. Not for several threads.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -116,7 +116,10 @@ class TeacherCacheStage:
 
     @classmethod
     def open(cls, recipe: Recipe) -> "TeacherCacheStage":
-        """Make ready; every error that a recipe can cause comes here, before the teacher loads."""
+        """Make ready; every error that a recipe can cause comes here, before the teacher loads.
+
+        Where the cache is new and its tail needs a basis, the teacher then calibrates it.
+        """
         return cls(recipe)
 
     def __enter__(self) -> "TeacherCacheStage":
@@ -365,7 +368,6 @@ def load_tokenizer(source: ModelSource) -> ChatTokenizer:
 def teacher_identity(recipe: Recipe) -> TeacherIdentity:
     """Which teacher a recipe names; its weights are read for it."""
     return TeacherIdentity(
-        name=Path(recipe.teacher.model).name,
         revision=recipe.teacher.revision,
         weights=weights_digest(recipe.teacher),
         family=recipe.teacher.family,

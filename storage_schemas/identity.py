@@ -23,9 +23,11 @@ class Stored(BaseModel):
 
 
 class TeacherIdentity(Stored):
-    """The teacher's weights and how they attend. `weights` is a digest of the parameters."""
+    """The teacher's weights and how they attend. `weights` is a digest of the parameters.
 
-    name: str
+    What its folder is called is not among them: the same weights are the same teacher.
+    """
+
     revision: str | None
     weights: str
     family: str

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig
@@ -27,7 +26,13 @@ from pipeline.plan.sizes import (
 )
 from pipeline.plan.spectrum import SMOL, Anchor, estimate_sketch
 from pipeline.student_train import num_steps
-from pipeline.teacher_cache import check_reserved, kept_identity, noise_identity, total_counts
+from pipeline.teacher_cache import (
+    check_reserved,
+    kept_identity,
+    noise_identity,
+    teacher_identity,
+    total_counts,
+)
 from storage_schemas.errors import CacheMissingError, RecipeError, TeacherError
 from storage_schemas.identity import KeptIdentity, SketchTail, differences
 from storage_schemas.manifest import Calibration, Counts, Layout, Manifest
@@ -359,16 +364,8 @@ def _open_cache(address: str) -> CacheReader | None:
 
 
 def _is_of(reader: CacheReader | None, recipe: Recipe) -> bool:
-    """Whether a cache is of the recipe's teacher, by its name and how it attends."""
-    if reader is None:
-        return False
-    cached, teacher = reader.identity.teacher, recipe.teacher
-    return (cached.name, cached.revision, cached.attention, cached.dtype) == (
-        Path(teacher.model).name,
-        teacher.revision,
-        teacher.attention.type,
-        teacher.dtype,
-    )
+    """Whether a cache is of the recipe's teacher: the same weights, read in the same way."""
+    return reader is not None and reader.identity.teacher == teacher_identity(recipe)
 
 
 def _hidden_size(recipe: Recipe) -> int:

@@ -98,7 +98,7 @@ class SketchDecoder:
         """Copies the basis; the static bias of the rounding is taken out of the mean logit."""
         base_V = torch.from_numpy(basis.base_V - basis.bias_V / (4 * basis.temperature))
         return cls(
-            decode_RV=torch.from_numpy(basis.decode_RV).to(device),
+            decode_RV=torch.from_numpy(basis.decode_RV).to(device).float(),
             base_V=base_V.to(device),
             step=basis.step,
         )
@@ -106,7 +106,7 @@ class SketchDecoder:
     def rows(self, sketch_MR: Int[Tensor, "M R"]) -> Float[Tensor, "M V"]:
         """The logits z^ = m - bias / (4 T) + s q D, up to a constant a row."""
         scaled_MR = sketch_MR.to(self.decode_RV.device).float() * self.step
-        return torch.addmm(self.base_V, scaled_MR, self.decode_RV.float())
+        return torch.addmm(self.base_V, scaled_MR, self.decode_RV)
 
 
 def bit_slopes(rms_R: Float[Tensor, " R"]) -> Float[Tensor, " R"]:

@@ -35,7 +35,6 @@ def identity_of(kept: KeptIdentity) -> CacheIdentity:
     return CacheIdentity(
         pipeline="shared_tokenizer",
         teacher=TeacherIdentity(
-            name="benchmark",
             revision=None,
             weights="benchmark",
             family="native",

@@ -24,7 +24,6 @@ IDENTITY = {
     "schema_version": 2,
     "pipeline": "shared_tokenizer",
     "teacher": {
-        "name": "toy",
         "revision": None,
         "weights": "abc",
         "family": "wedlm",

@@ -55,7 +55,6 @@ def identity_of(
     fields_of = {
         "pipeline": "shared_tokenizer",
         "teacher": TeacherIdentity(
-            name="toy",
             revision=None,
             weights="w",
             family="llada",
