@@ -29,7 +29,7 @@ class Size:
     shared_values: Mapping[str, Any]
 
 
-FULL = Size(train_records=800, held_out_records=200, values={}, shared_values={})
+FULL = Size(train_records=640, held_out_records=200, values={}, shared_values={})
 QUICK = Size(
     train_records=16,
     held_out_records=8,
