@@ -8,7 +8,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pipeline pipeline
 COPY flows flows
 COPY storage_schemas storage_schemas
-RUN pip install --no-cache-dir -c constraints.txt .
+RUN pip install --no-cache-dir -c constraints.txt ".[object-store]"
 
 RUN useradd --create-home --uid 10001 tidecache
 USER tidecache

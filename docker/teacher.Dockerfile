@@ -16,8 +16,8 @@ COPY flows flows
 COPY storage_schemas storage_schemas
 # flash-attn builds against the torch that is there, so torch comes first.
 RUN pip install --no-cache-dir setuptools wheel packaging ninja \
-    && pip install --no-cache-dir ".[teacher]" \
-    && pip install --no-cache-dir --no-build-isolation ".[teacher,flash]"
+    && pip install --no-cache-dir ".[teacher,object-store]" \
+    && pip install --no-cache-dir --no-build-isolation ".[teacher,flash,object-store]"
 
 RUN useradd --create-home --uid 10001 tidecache
 USER tidecache
