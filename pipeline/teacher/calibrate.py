@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.cache.writer import Calibrated
 from pipeline.diffusion.compdemo import teacher_passes
 from pipeline.diffusion.corrupt import corrupt, is_covered
-from pipeline.targets.calibrate import Moments, encode_rows, find_axes
+from pipeline.targets.calibrate import LogitsOf, Moments, encode_rows, find_axes
 from pipeline.targets.search import SearchRows, coded_bytes, search_basis
 from pipeline.targets.sketch import SketchEncoder
 from pipeline.teacher.backend import TeacherBackend
@@ -73,26 +73,12 @@ def calibrate(backend: TeacherBackend, reserved: Reserved, kept: KeptIdentity) -
         return head(hidden_MH.to(head.weight.dtype))[:, : kept.vocab_size].float()
 
     moments = Moments(weight_VH, temperature=temperature)
-    hidden: list[Tensor] = []
-    size = weight_VH.shape[1]
-    for block_NH in _calibration_blocks(backend, reserved):
-        for at in range(0, len(block_NH), _BLOCK_ROWS):  # a view's logits may be many gigabytes
-            rows_NH = block_NH[at : at + _BLOCK_ROWS]
-            moments.add(rows_NH, logits_of(rows_NH))
-        hidden.append(block_NH)
-        if moments.count >= _POSITIONS_A_DIMENSION * size:
-            break
-    if not moments.count:
-        raise RecipeError(
-            "expected reserved records with tokens to calibrate on, got none; raise "
-            "targets.tail.calibration_records"
-        )
-    _LOG.info("calibration: %d positions, hidden size %d", moments.count, size)
+    hidden_NH = _collect(backend, reserved, moments, logits_of)
     axes = find_axes(moments, bias_V)
     report = Calibration(
         positions=moments.count,
         search_positions=0,
-        hidden_size=size,
+        hidden_size=weight_VH.shape[1],
         rank=0,
         step=None,
         bytes_per_position=None,
@@ -103,7 +89,6 @@ def calibrate(backend: TeacherBackend, reserved: Reserved, kept: KeptIdentity) -
     if not isinstance(tail, SketchTail):
         return Calibrated(basis=axes.cut(1.0, 0), report=report)
     rows = _search_rows(backend, reserved)
-    hidden_NH = torch.cat(hidden)
     basis, reached = search_basis(
         axes,
         hidden_NH,
@@ -130,6 +115,27 @@ def calibrate(backend: TeacherBackend, reserved: Reserved, kept: KeptIdentity) -
     )
     _tell(report, tail)
     return Calibrated(basis=basis, report=report)
+
+
+def _collect(
+    backend: TeacherBackend, reserved: Reserved, moments: Moments, logits_of: LogitsOf
+) -> Float[Tensor, "N H"]:
+    """The hidden states of as many views as are wanted, which `moments` has then seen."""
+    hidden: list[Tensor] = []
+    for block_NH in _calibration_blocks(backend, reserved):
+        for at in range(0, len(block_NH), _BLOCK_ROWS):  # a view's logits may be many gigabytes
+            rows_NH = block_NH[at : at + _BLOCK_ROWS]
+            moments.add(rows_NH, logits_of(rows_NH))
+        hidden.append(block_NH)
+        if moments.count >= _POSITIONS_A_DIMENSION * block_NH.shape[1]:
+            break
+    if not moments.count:
+        raise RecipeError(
+            "expected reserved records with tokens to calibrate on, got none; raise "
+            "targets.tail.calibration_records"
+        )
+    _LOG.info("calibration: %d positions", moments.count)
+    return torch.cat(hidden)
 
 
 def _tell(report: Calibration, tail: SketchTail) -> None:
