@@ -16,7 +16,7 @@ from torch import Tensor
 
 from storage_schemas.basis import Basis
 
-_LIKELY = 128  # tokens of a row whose logits its rounding protects
+_LIKELY, _LIKELY_PART = 128, 64  # tokens of a row that its rounding protects: 128, or V / 64
 _BY_SHARE, _BY_SQUARE = 5.0, 2.0  # weights of the errors in KL, and in the gradient's norm
 _RATE = 0.1  # how many squared steps one bit is worth
 _COLUMNS = 64  # coefficients that are rounded with one factorization
@@ -54,7 +54,7 @@ class SketchEncoder:
     ) -> Int[Tensor, "M R"]:
         """The integers of each row, int16; equal rows give equal integers."""
         rank = self.encode_HR.shape[1]
-        likely = min(_LIKELY, logits_MV.shape[1])
+        likely = min(_LIKELY, -(-logits_MV.shape[1] // _LIKELY_PART))
         rows = max(1, _GATHERED // (likely * rank))
         parts = [
             self._encode(hidden_MH[at : at + rows], logits_MV[at : at + rows], likely)
