@@ -79,7 +79,7 @@ def main() -> None:
         fine = store(root / "fine", bench, data, bases[FINE_STEP])
         top_64 = store(root / "top-64", bench, data, None)
         say("stored", began)
-    measured = measure_frontier(bench, data, bases, coarse, fine)
+    measured = measure_frontier(bench, data, bases)
     say("frontier", began)
     figures |= summary(measured, coarse, fine, top_64)
     figures |= run_kills(10)
@@ -260,11 +260,8 @@ def measure_frontier(
     bench: Bench,
     data: RealLogits,
     bases: dict[float, Basis],
-    coarse: dict[str, float],
-    fine: dict[str, float],
 ) -> list[Measured]:
     """Every method on both texts."""
-    del coarse, fine
     flat = data.code.hidden_VQPH.reshape(-1, data.code.hidden_VQPH.shape[-1])
     sample_MH = torch.from_numpy(flat[:: max(1, len(flat) // 2048)][:2048])
     methods = [

@@ -51,8 +51,7 @@ class Scored:
     @property
     def file_M(self) -> NDArray[np.int64]:
         """Which sequence each chosen row is of."""
-        num_views, num_sequences, num_positions, _ = self.hidden_VQPH.shape
-        del num_views
+        _, num_sequences, num_positions, _ = self.hidden_VQPH.shape
         return self.chosen_M // num_positions % num_sequences
 
 
