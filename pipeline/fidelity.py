@@ -22,11 +22,13 @@ from pipeline.config.recipe import Recipe, parse_recipe
 from pipeline.diffusion.rng import uniforms_for
 from pipeline.stream.collate import View, collate
 from pipeline.targets.measure import GradientError, kl_at, tidal_gradient_error
-from pipeline.teacher.answer import KeepChunks, KeepDense, answer_views
+from pipeline.teacher.answer import KeepDense, all_finite, answer_views
 from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.calibrate import blind_pass, hidden_in_order
-from pipeline.teacher.transformers_backend import TransformersBackend
-from pipeline.teacher_cache import load_tokenizer, teacher_identity
+from pipeline.teacher.examples import load_teacher_tokenizer
+from pipeline.teacher.identity import teacher_identity
+from pipeline.teacher.keep import KeepChunks
+from pipeline.teacher.load import load_backend
 from pipeline.train.expand import Expand, expander
 from pipeline.train.tensors import as_tensors
 from storage_schemas.errors import (
@@ -60,8 +62,8 @@ def measure_fidelity(
     chosen = _choose(reader, num_views)
     if not chosen:
         raise CacheMissingError(f"{address}: expected views to score again, got none in the cache")
-    tokenizer = load_tokenizer(recipe.teacher)
-    backend = TransformersBackend.load(recipe.teacher, block_size=recipe.teacher_block_size)
+    tokenizer = load_teacher_tokenizer(recipe.teacher)
+    backend = load_backend(recipe.teacher, block_size=recipe.teacher_block_size)
     comparison = _Comparison(reader, backend, mask_id=tokenizer.mask_id)
     for views in _groups(_read(reader, chosen, comparison), comparison.row_width):
         comparison.add(views)
@@ -99,7 +101,7 @@ def _check_teacher(reader: CacheReader, recipe: Recipe) -> None:
     cached = reader.identity.teacher
     named = teacher_identity(recipe).model_copy(update={"revision": cached.revision})
     lines = [f"teacher.{line}" for line in differences(cached, named)]
-    tokenizer = load_tokenizer(recipe.teacher).fingerprint
+    tokenizer = load_teacher_tokenizer(recipe.teacher).fingerprint
     if tokenizer != reader.identity.teacher_tokenizer:
         lines.append("the teacher's tokenizer is another one")
     if lines:
@@ -195,14 +197,16 @@ class _Comparison:
     def add(self, views: Sequence[View]) -> None:
         """Scores some views again."""
         keep = KeepChunks() if self._expand is None else KeepDense(vocab_size=self.row_width)
-        live = answer_views(
+        asked = [(view.pair, view.corruption) for view in views]
+        answers = answer_views(
             self._backend,
-            [(view.pair, view.corruption) for view in views],
+            asked,
             mask_id=self._mask_id,
             seed=self._noise.seed,
             demo_ratio=self._noise.demo_ratio,
             keep=keep,
         )
+        live = all_finite(asked, answers)
         measured = self._measured
         measured.num_views += len(views)
         measured.num_positions += sum(int(view.corruption.is_masked_T.sum()) for view in views)

@@ -221,6 +221,7 @@ def _check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
         revision=student.revision,
         trust_remote_code=student.trust_remote_code,
         mask_token=student.mask_token,
+        mask_id=student.mask_id,
     )
     identity = reader.identity
     wanted: list[tuple[str, object, object]] = [

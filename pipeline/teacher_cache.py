@@ -10,43 +10,30 @@ from types import TracebackType
 from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Calibrated, Vocabularies
-from pipeline.config.cache import (
-    EvenTailConfig,
-    MeanLogitTailConfig,
-    TokenTargetsConfig,
-)
-from pipeline.config.models import ModelSource
-from pipeline.config.recipe import Recipe, SharedTokenizer, resolved_json
+from pipeline.config.recipe import Recipe, resolved_json
 from pipeline.diffusion.corrupt import corrupt
-from pipeline.records.reserve import REASON, is_reserved
+from pipeline.records.reserve import is_reserved
 from pipeline.records.source import index_records, read_part
-from pipeline.targets.sketch import SketchEncoder
-from pipeline.teacher.answer import Keep, KeepChunks, KeepTokens, answer_views
+from pipeline.teacher.answer import all_finite, answer_views
 from pipeline.teacher.backend import TeacherBackend
-from pipeline.teacher.calibrate import Reserved, calibrate
-from pipeline.teacher.transformers_backend import TransformersBackend
-from pipeline.teacher.weights import weights_digest
-from pipeline.text.pair import make_pair
-from pipeline.text.tokenizer import ChatTokenizer, check_shared_vocabulary
-from storage_schemas.errors import RecipeError, RecordError
-from storage_schemas.examples import Pair, Record
-from storage_schemas.identity import (
-    CacheIdentity,
-    EvenTail,
-    KeptIdentity,
-    LengthsIdentity,
-    MeanLogitTail,
-    NoiseIdentity,
-    SketchTail,
-    Tail,
-    TeacherIdentity,
+from pipeline.teacher.calibrate import calibrate
+from pipeline.teacher.examples import (
+    check_reserved,
+    load_tokenizers,
+    pair_or_skip,
+    reserved_for,
+    reserved_skip,
 )
+from pipeline.teacher.identity import cache_identity
+from pipeline.teacher.keep import Keep, KeepChunks, KeepTokens
+from pipeline.teacher.load import load_backend
+from storage_schemas.errors import RecipeError
+from storage_schemas.examples import Pair, Record
 from storage_schemas.manifest import Counts, Layout, LedgerEntry, shard_name
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.skips import Skip
 
 _LOG = logging.getLogger(__name__)
-_SEARCH_PART = 8  # one in so many reserved records is for the search of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +77,8 @@ class TeacherCacheStage:
         if self._index.num_records == 0:
             raise RecipeError("expected a record or more in [records], got none")
         self._backend: TeacherBackend | None = None
-        self._encoder: SketchEncoder | None = None
-        identity = _identity(recipe, self._student, self._teacher, self._index.fingerprint)
+        self._keep: Keep | None = None
+        identity = cache_identity(recipe, self._student, self._teacher, self._index.fingerprint)
         self._identity = identity
         reserved = identity.kept.calibration_records
         check_reserved(reserved, self._index.num_records)
@@ -135,7 +122,9 @@ class TeacherCacheStage:
 
     def close(self) -> None:
         """Let go of the teacher and of the cache's scratch folder."""
-        self._backend = None
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
         self._writer.close()
 
     def make_shard(self, item: WorkItem) -> LedgerEntry:
@@ -148,14 +137,16 @@ class TeacherCacheStage:
             for view in range(item.view_start, item.view_stop)
         ]
         compdemo = recipe.noise.compdemo
-        targets = answer_views(
+        asked = [(pairs[row], corruption) for row, corruption in views]
+        answers = answer_views(
             self._teacher_backend(),
-            [(pairs[row], corruption) for row, corruption in views],
+            asked,
             mask_id=self._teacher.mask_id,
             seed=recipe.noise.seed,
             demo_ratio=compdemo.ratio if compdemo is not None else None,
-            keep=self._keep(),
+            keep=self._wanted(),
         )
+        targets = all_finite(asked, answers)
         content = ShardContent(
             part=item.part,
             view_start=item.view_start,
@@ -214,28 +205,25 @@ class TeacherCacheStage:
         reserved = reserved_for(pairs, self._identity.noise, self._teacher.mask_id)
         return calibrate(self._teacher_backend(), reserved, self._identity.kept)
 
-    def _keep(self) -> Keep:
-        kept, basis, device = (
-            self._identity.kept,
-            self._writer.basis,
-            self._teacher_backend().device,
-        )
-        if not kept.has_tokens:
-            return KeepChunks()
-        if basis is not None and basis.rank and self._encoder is None:
-            self._encoder = SketchEncoder.of(basis, device)
-        return KeepTokens(
-            k=kept.top_k,
-            temperatures=kept.temperatures,
-            vocab_size=kept.vocab_size,
-            sketch=self._encoder,
-        )
+    def _wanted(self) -> Keep:
+        """What is kept of each row; one object for all shards, so that it is made ready once."""
+        if self._keep is None:
+            kept = self._identity.kept
+            self._keep = (
+                KeepTokens(
+                    k=kept.top_k,
+                    temperatures=kept.temperatures,
+                    vocab_size=kept.vocab_size,
+                    basis=self._writer.basis,
+                )
+                if kept.has_tokens
+                else KeepChunks()
+            )
+        return self._keep
 
     def _teacher_backend(self) -> TeacherBackend:
         if self._backend is None:
-            backend = TransformersBackend.load(
-                self._recipe.teacher, block_size=self._recipe.teacher_block_size
-            )
+            backend = load_backend(self._recipe.teacher, block_size=self._recipe.teacher_block_size)
             if backend.vocab_size < self._identity.kept.vocab_size:
                 raise RecipeError(
                     f"expected a teacher with at least {self._identity.kept.vocab_size} logits a "
@@ -299,144 +287,4 @@ def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
         totals.update(counts)
     return Counts(
         **{name: totals[name] for name in Counts.model_fields if name != "skips"}, skips=skips
-    )
-
-
-def load_tokenizers(recipe: Recipe) -> tuple[ChatTokenizer, ChatTokenizer]:
-    """The student's and the teacher's, refused before any work where they cannot serve."""
-    student, teacher = load_tokenizer(recipe.student), load_tokenizer(recipe.teacher)
-    _ = student.mask_id, teacher.mask_id  # both are needed
-    if isinstance(recipe.pipeline, SharedTokenizer):
-        check_shared_vocabulary(student, teacher, recipe.pipeline.vocab)
-    return student, teacher
-
-
-def check_reserved(count: int, num_records: int) -> None:
-    """Raise where no record would be left to cache."""
-    if count >= num_records:
-        raise RecipeError(
-            f"expected fewer targets.tail.calibration_records than the {num_records} records "
-            f"there are, got {count}: they are never cached; name fewer, or another tail"
-        )
-
-
-def reserved_skip(record: Record) -> Skip:
-    """What the ledger says of a reserved record."""
-    message = "reserved for the calibration of the sketch, and never cached"
-    return Skip(where=record.where, record_id=record.id, reason=REASON, message=message)
-
-
-def pair_or_skip(
-    record: Record, recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer
-) -> Pair | Skip:
-    """A record under both tokenizers, or why it cannot be used."""
-    try:
-        return make_pair(
-            record,
-            student,
-            teacher,
-            student_length=recipe.student.length,
-            teacher_length=recipe.teacher.length,
-            block_size=recipe.student.block_size,
-            teacher_block_size=recipe.teacher_block_size,
-            is_shared_vocab=isinstance(recipe.pipeline, SharedTokenizer),
-        )
-    except RecordError as error:
-        return Skip(
-            where=record.where, record_id=record.id, reason=error.reason, message=str(error)
-        )
-
-
-def reserved_for(pairs: Sequence[Pair], noise: NoiseIdentity, mask_id: int) -> Reserved:
-    """The reserved records, cut into those for the calibration and those for the search."""
-    for_search = -(-len(pairs) // _SEARCH_PART)
-    return Reserved(
-        calibration=pairs[for_search:], search=pairs[:for_search], noise=noise, mask_id=mask_id
-    )
-
-
-def load_tokenizer(source: ModelSource) -> ChatTokenizer:
-    """The tokenizer of a student or a teacher."""
-    return ChatTokenizer.load(
-        source.model,
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-        mask_token=source.mask_token,
-    )
-
-
-def teacher_identity(recipe: Recipe) -> TeacherIdentity:
-    """Which teacher a recipe names; its weights are read for it."""
-    return TeacherIdentity(
-        revision=recipe.teacher.revision,
-        weights=weights_digest(recipe.teacher),
-        family=recipe.teacher.family,
-        attention=recipe.teacher.attention.type,
-        block_size=recipe.teacher_block_size,
-        dtype=recipe.teacher.dtype,
-    )
-
-
-def _identity(
-    recipe: Recipe, student: ChatTokenizer, teacher: ChatTokenizer, records: str
-) -> CacheIdentity:
-    return CacheIdentity(
-        pipeline=recipe.pipeline.type,
-        teacher=teacher_identity(recipe),
-        student_tokenizer=student.fingerprint,
-        teacher_tokenizer=teacher.fingerprint,
-        lengths=LengthsIdentity(
-            student_length=recipe.student.length,
-            teacher_length=recipe.teacher.length,
-            student_block_size=recipe.student.block_size,
-        ),
-        records=records,
-        noise=noise_identity(recipe),
-        kept=kept_identity(recipe, teacher),
-    )
-
-
-def noise_identity(recipe: Recipe) -> NoiseIdentity:
-    """What the recipe's noise is drawn from."""
-    return NoiseIdentity(
-        seed=recipe.noise.seed,
-        eps=recipe.noise.eps,
-        demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
-    )
-
-
-def kept_identity(recipe: Recipe, teacher: ChatTokenizer) -> KeptIdentity:
-    """What the recipe keeps of each distribution."""
-    targets, shared = recipe.targets, recipe.pipeline
-    vocab_size = shared.vocab if isinstance(shared, SharedTokenizer) else teacher.vocab_size
-    if isinstance(targets, TokenTargetsConfig):
-        return KeptIdentity(
-            top_k=min(targets.k, vocab_size),
-            logits_dtype=targets.logits_dtype,
-            temperatures=targets.temperatures,
-            vocab_size=vocab_size,
-            tail=_tail(targets),
-        )
-    # for the eye alone: float16 is enough, and T = 1 gives the probabilities
-    return KeptIdentity(
-        top_k=min(targets.k, vocab_size),
-        logits_dtype="float16",
-        temperatures=(1.0,) if targets.k else (),
-        vocab_size=vocab_size,
-    )
-
-
-def _tail(targets: TokenTargetsConfig) -> Tail:
-    tail = targets.tail
-    if isinstance(tail, EvenTailConfig):
-        return EvenTail()
-    if isinstance(tail, MeanLogitTailConfig):
-        return MeanLogitTail(calibration_records=tail.calibration_records)
-    asks, amount = tail.asked
-    return SketchTail(
-        asks=asks,
-        amount=amount,
-        temperature=max(targets.temperatures),
-        rank=tail.rank,
-        calibration_records=tail.calibration_records,
     )

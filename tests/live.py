@@ -12,7 +12,7 @@ from pipeline.config.objective import TokenObjective
 from pipeline.config.recipe import Recipe
 from pipeline.stream.loader import CacheStream
 from pipeline.student_train import make_trainer
-from pipeline.teacher.answer import KeepDense, answer_views
+from pipeline.teacher.answer import KeepDense, all_finite, answer_views
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import build_distillation
@@ -42,9 +42,10 @@ def live_reader(recipe: Recipe, *, batch_tokens: int) -> LiveReader:
     vocab = getattr(recipe.pipeline, "vocab", backend.vocab_size)
 
     def score(content: ShardContent) -> ShardContent:
-        targets = answer_views(
+        views = [(content.examples[stored.example], stored.corruption) for stored in content.views]
+        answers = answer_views(
             backend,
-            [(content.examples[stored.example], stored.corruption) for stored in content.views],
+            views,
             mask_id=mask_id,
             seed=recipe.noise.seed,
             demo_ratio=compdemo.ratio if compdemo else None,
@@ -57,7 +58,7 @@ def live_reader(recipe: Recipe, *, batch_tokens: int) -> LiveReader:
             examples=content.examples,
             views=tuple(
                 StoredView(example=old.example, corruption=old.corruption, targets=new)
-                for old, new in zip(content.views, targets, strict=True)
+                for old, new in zip(content.views, all_finite(views, answers), strict=True)
             ),
             skips=content.skips,
         )

@@ -15,13 +15,15 @@ class ModelSource(StrictModel):
     """A transformers checkpoint: a folder, or a hub name at a revision.
 
     Remote code runs only where `trust_remote_code` is set AND a revision pins what is run.
-    mask_token names the token that stands for a masked one where the tokenizer has no mask token.
+    Where the tokenizer has no mask token, mask_token names one that stands for a masked one, or
+    mask_id its id, which only the model needs to know.
     """
 
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     trust_remote_code: bool = False
     mask_token: str | None = None
+    mask_id: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> "ModelSource":
@@ -29,6 +31,12 @@ class ModelSource(StrictModel):
             raise ValueError(
                 "trust_remote_code = true needs a pinned revision (a commit hash), got none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_mask(self) -> "ModelSource":
+        if self.mask_token is not None and self.mask_id is not None:
+            raise ValueError("expected mask_token or mask_id, got both")
         return self
 
 
@@ -60,15 +68,37 @@ class BlockAttention(StrictModel):
     block_size: Count = 32
 
 
-class TeacherConfig(ModelSource):
-    """The teacher. A pass holds at most `batch_tokens` tokens, padding included."""
+FamilyName = Literal["native", "native_shifted", "llada", "llada2", "wedlm", "dream"]
 
-    family: Literal["native"] = "native"
+
+class TeacherConfig(ModelSource):
+    """The teacher, and what runs it. A pass holds at most `batch_tokens` tokens, padding included.
+
+    backend `auto` is vLLM where it is installed, serves the family and passes its check. kernel
+    chooses transformers' attention: `auto` by the device and the mask. tensor_parallel: GPUs that
+    share one teacher, in vLLM.
+    """
+
+    family: FamilyName = "native"
     attention: Annotated[FullAttention | BlockAttention, Field(discriminator="type")]
     length: Count = 1024
     dtype: Dtype = "bfloat16"
     device: Device = "auto"
     batch_tokens: Count = 16384
+    backend: Literal["auto", "transformers", "vllm"] = "auto"
+    kernel: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
+    tensor_parallel: Count = 1
+
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "TeacherConfig":
+        if self.backend == "vllm" and self.kernel != "auto":
+            raise ValueError("kernel has no effect with backend = 'vllm': it chooses its own")
+        if self.backend != "vllm" and self.tensor_parallel > 1:
+            raise ValueError(
+                f"tensor_parallel = {self.tensor_parallel} needs backend = 'vllm', "
+                f"got {self.backend!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_blocks(self) -> "TeacherConfig":

@@ -14,7 +14,8 @@ from pipeline.diffusion.compdemo import split_mask
 from pipeline.diffusion.corrupt import corrupt
 from pipeline.plan.examples import Examples, Split
 from pipeline.teacher.calibrate import passes_to_run
-from pipeline.teacher_cache import noise_identity, reserved_for
+from pipeline.teacher.examples import reserved_for
+from pipeline.teacher.identity import noise_identity
 from storage_schemas.examples import Pair
 from storage_schemas.identity import KeptIdentity, NoiseIdentity
 from storage_schemas.manifest import Counts

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pipeline.config.recipe import Recipe
 from pipeline.records.reserve import is_reserved
 from pipeline.records.source import index_records, read_part
-from pipeline.teacher_cache import load_tokenizers, pair_or_skip, reserved_skip
+from pipeline.teacher.examples import load_tokenizers, pair_or_skip, reserved_skip
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.examples import Pair, Record
 from storage_schemas.skips import Skip

@@ -10,12 +10,13 @@ from pipeline.config.recipe import Recipe
 from pipeline.diffusion.compdemo import teacher_passes
 from pipeline.diffusion.corrupt import corrupt
 from pipeline.plan.examples import Examples, Split
-from pipeline.targets.sketch import SketchEncoder
-from pipeline.teacher.answer import Keep, KeepChunks, KeepTokens, answer_views
+from pipeline.teacher.answer import all_finite, answer_views
 from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.calibrate import calibrate
-from pipeline.teacher.transformers_backend import TransformersBackend
-from pipeline.teacher_cache import noise_identity, reserved_for
+from pipeline.teacher.examples import reserved_for
+from pipeline.teacher.identity import noise_identity
+from pipeline.teacher.keep import Keep, KeepChunks, KeepTokens
+from pipeline.teacher.load import load_backend
 from storage_schemas.basis import Basis
 from storage_schemas.examples import Pair
 from storage_schemas.identity import KeptIdentity
@@ -51,14 +52,14 @@ def measure_teacher(
     The views are spread over the sampled records. Of a sample, other records stand in for the
     reserved ones.
     """
-    backend = TransformersBackend.load(recipe.teacher, block_size=recipe.teacher_block_size)
+    backend = load_backend(recipe.teacher, block_size=recipe.teacher_block_size)
     noise, mask_id = noise_identity(recipe), examples.teacher.mask_id
     basis, calibration = None, None
     if kept.calibration_records:
         own = split.reserved if examples.is_whole else split.cached[: kept.calibration_records]
         made = calibrate(backend, reserved_for(own, noise, mask_id), kept)
         basis, calibration = made.basis, made.report
-    keep = _keep(kept, basis, backend)
+    keep = _keep(kept, basis)
     views = _spread(split.cached, recipe, num_views)
     _content(recipe, backend, views[:1], keep, mask_id)
     began = time.perf_counter()
@@ -94,14 +95,14 @@ def _spread(pairs: Sequence[Pair], recipe: Recipe, count: int) -> list[tuple[Pai
     ]
 
 
-def _keep(kept: KeptIdentity, basis: Basis | None, backend: TeacherBackend) -> Keep:
+def _keep(kept: KeptIdentity, basis: Basis | None) -> Keep:
     if not kept.has_tokens:
         return KeepChunks()
     return KeepTokens(
         k=kept.top_k,
         temperatures=kept.temperatures,
         vocab_size=kept.vocab_size,
-        sketch=SketchEncoder.of(basis, backend.device) if basis and basis.rank else None,
+        basis=basis,
     )
 
 
@@ -117,6 +118,7 @@ def _content(
     answers = answer_views(
         backend, views, mask_id=mask_id, seed=noise.seed, demo_ratio=noise.demo_ratio, keep=keep
     )
+    found = all_finite(views, answers)
     return ShardContent(
         part=0,
         view_start=0,
@@ -124,7 +126,7 @@ def _content(
         examples=tuple(pair for pair, _ in views),
         views=tuple(
             StoredView(example=row, corruption=noised, targets=targets)
-            for row, ((_, noised), targets) in enumerate(zip(views, answers, strict=True))
+            for row, ((_, noised), targets) in enumerate(zip(views, found, strict=True))
         ),
         skips=(),
     )

@@ -26,13 +26,9 @@ from pipeline.plan.sizes import (
 )
 from pipeline.plan.spectrum import SMOL, Anchor, estimate_sketch
 from pipeline.student_train import num_steps
-from pipeline.teacher_cache import (
-    check_reserved,
-    kept_identity,
-    noise_identity,
-    teacher_identity,
-    total_counts,
-)
+from pipeline.teacher.examples import check_reserved
+from pipeline.teacher.identity import kept_identity, noise_identity, teacher_identity
+from pipeline.teacher_cache import total_counts
 from storage_schemas.errors import CacheMissingError, RecipeError, TeacherError
 from storage_schemas.identity import KeptIdentity, SketchTail, differences
 from storage_schemas.manifest import Calibration, Counts, Layout, Manifest

@@ -6,28 +6,24 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.teacher.keep import Keep, KeptRows
 from storage_schemas.views import TeacherPass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBlock:
-    """Logits, float32, over the teacher's whole vocabulary at some answered positions.
-
-    They are the head's of hidden_MH, the last hidden states after the final norm.
+    """What is kept of the teacher's rows at some answered positions.
 
     pass_M and position_M say which pass (index in the sequence that was asked) and which teacher
-    token each row answers. Row m of the logits PREDICTS token position_M[m], whatever the family's
-    shift.
+    token each row answers. Row m PREDICTS token position_M[m], whatever the family's shift.
     """
 
     pass_M: NDArray[np.int64]
     position_M: NDArray[np.int64]
-    hidden_MH: Float[Tensor, "M H"]
-    logits_MV: Float[Tensor, "M V"]
+    kept: KeptRows
 
 
 @runtime_checkable
@@ -35,7 +31,7 @@ class TeacherBackend(Protocol):
     """Scores passes. Every answered position comes exactly once, in blocks of bounded size.
 
     Blocks come in any order of passes, with a pass's positions rising. Equal calls give equal
-    bits on one machine.
+    bits on one machine. A row that is not finite is given as it is: who asked decides.
     """
 
     @property
@@ -45,7 +41,7 @@ class TeacherBackend(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the rows come to lie."""
+        """Where the head lies."""
         ...
 
     @property
@@ -53,6 +49,10 @@ class TeacherBackend(Protocol):
         """The linear map from hidden states to logits."""
         ...
 
-    def rows(self, passes: Sequence[TeacherPass]) -> Iterator[RowBlock]:
-        """The answers to all passes."""
+    def rows(self, passes: Sequence[TeacherPass], keep: Keep) -> Iterator[RowBlock]:
+        """What is kept of the answers to all passes."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the teacher, and of whatever processes run it."""
         ...

@@ -20,6 +20,7 @@ from pipeline.targets.calibrate import LogitsOf, Moments, encode_rows, find_axes
 from pipeline.targets.search import SearchRows, coded_bytes, search_basis
 from pipeline.targets.sketch import SketchEncoder
 from pipeline.teacher.backend import TeacherBackend
+from pipeline.teacher.keep import KeepHidden, KeptRows
 from storage_schemas.errors import RecipeError
 from storage_schemas.examples import Bools, Pair
 from storage_schemas.identity import EvenTail, KeptIdentity, NoiseIdentity, SketchTail
@@ -172,9 +173,11 @@ def _calibration_blocks(
     """All answered rows of one view after the other."""
     for view in range(_MOST_VIEWS):
         passes = [one for _, one in reserved.passes(reserved.calibration, view)]
-        blocks = [block.hidden_MH.float() for block in backend.rows(passes)]
+        blocks = [block.kept for block in backend.rows(passes, KeepHidden())]
         if blocks:
-            yield torch.cat(blocks)
+            kept = KeptRows.joined(blocks)
+            finite_NH = kept.hidden_MH[np.isfinite(kept.gold_logp_M)]  # others teach nothing
+            yield torch.from_numpy(finite_NH).to(backend.device)
 
 
 def _search_rows(backend: TeacherBackend, reserved: Reserved) -> SearchRows:
@@ -250,11 +253,11 @@ def blind_pass(pair: Pair, is_answered_T: Bools, mask_id: int) -> TeacherPass:
 
 def hidden_in_order(backend: TeacherBackend, passes: Sequence[TeacherPass]) -> Float[Tensor, "M H"]:
     """The hidden rows in order of pass and position, however the blocks come."""
-    blocks = list(backend.rows(passes))
+    blocks = list(backend.rows(passes, KeepHidden()))
     if not blocks:
-        return torch.empty(0, backend.head.weight.shape[1], device=backend.head.weight.device)
+        return torch.empty(0, backend.head.weight.shape[1], device=backend.device)
     pass_M = np.concatenate([block.pass_M for block in blocks])
     position_M = np.concatenate([block.position_M for block in blocks])
-    order = torch.from_numpy(np.lexsort((position_M, pass_M)))
-    hidden_MH = torch.cat([block.hidden_MH.float() for block in blocks])
-    return hidden_MH[order.to(hidden_MH.device)]
+    order_M = np.lexsort((position_M, pass_M))
+    hidden_MH = KeptRows.joined([block.kept for block in blocks]).hidden_MH
+    return torch.from_numpy(hidden_MH[order_M]).to(backend.device)

@@ -32,7 +32,11 @@ class ChatTokenizer:
     """A fast Hugging Face tokenizer that is known to be lossless."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, mask_token: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        mask_token: str | None = None,
+        mask_id: int | None = None,
     ) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -44,6 +48,8 @@ class ChatTokenizer:
         self._backend: Any = backend
         self._bytes = _vocabulary_bytes(backend)
         self._mask_id = cast("int | None", self._tokenizer.mask_token_id)
+        if mask_id is not None:
+            self._mask_id = mask_id
         if mask_token is not None:
             self._mask_id = cast("int | None", backend.token_to_id(mask_token))
             if self._mask_id is None:
@@ -61,8 +67,13 @@ class ChatTokenizer:
         revision: str | None = None,
         trust_remote_code: bool = False,
         mask_token: str | None = None,
+        mask_id: int | None = None,
     ) -> "ChatTokenizer":
-        """The tokenizer of a folder or hub repository."""
+        """The tokenizer of a folder or hub repository.
+
+        mask_token or mask_id stands for a masked token, whatever the tokenizer itself says. A mask
+        id may lie beyond the vocabulary: it never stands in a text.
+        """
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if revision is not None:
             options["revision"] = revision
@@ -72,7 +83,7 @@ class ChatTokenizer:
             raise TokenizerError(
                 f"expected a tokenizer at {path!r}, and could not load one: {e}"
             ) from e
-        return cls(tokenizer, mask_token=mask_token)
+        return cls(tokenizer, mask_token=mask_token, mask_id=mask_id)
 
     @property
     def hf(self) -> PreTrainedTokenizerFast:
@@ -90,7 +101,7 @@ class ChatTokenizer:
         if self._mask_id is None:
             raise TokenizerError(
                 f"tokenizer {self.name} has no mask token, which masked diffusion needs; name one "
-                "of its tokens as `mask_token`, or add one to the tokenizer"
+                "of its tokens as `mask_token`, or its id as `mask_id`"
             )
         return self._mask_id
 

@@ -38,15 +38,15 @@ SETTINGS = {
 def teacher_work(monkeypatch):
     """Passes that the teacher ran and tokens that it read, counted where it runs."""
     work = {"passes": 0, "tokens": 0}
-    real = transformers_backend.TransformersBackend._group_rows
+    real = transformers_backend.TransformersBackend._blocks
 
-    def counted(self, group, passes):
+    def counted(self, group, passes, keeper):
         halves = 1 if self._block_size is None else 2
         work["passes"] += len(passes)
         work["tokens"] += sum(halves * len(one.clean_ids_T) for one in passes)
-        return real(self, group, passes)
+        return real(self, group, passes, keeper)
 
-    monkeypatch.setattr(transformers_backend.TransformersBackend, "_group_rows", counted)
+    monkeypatch.setattr(transformers_backend.TransformersBackend, "_blocks", counted)
     return work
 
 

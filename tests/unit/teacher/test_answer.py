@@ -11,8 +11,9 @@ import torch
 from tiny import assert_same
 
 from pipeline.diffusion.compdemo import split_mask
-from pipeline.teacher.answer import KeepChunks, KeepDense, KeepTokens, answer_views
+from pipeline.teacher.answer import KeepDense, NotFinite, all_finite, answer_views
 from pipeline.teacher.backend import RowBlock
+from pipeline.teacher.keep import KeepChunks, KeepTokens, RowKeeper
 from pipeline.teacher.transformers_backend import TransformersBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.examples import Pair
@@ -40,7 +41,8 @@ class Toy:
         self._rows_a_block = rows_a_block
         self._backwards = backwards
 
-    def rows(self, passes) -> Iterator[RowBlock]:
+    def rows(self, passes, keep) -> Iterator[RowBlock]:
+        keeper = RowKeeper.of(keep, self.device)
         order = range(len(passes))
         places = [
             (i, int(position))
@@ -50,12 +52,15 @@ class Toy:
         for start in range(0, len(places), self._rows_a_block):
             block = places[start : start + self._rows_a_block]
             rows = [self._score(passes[i].noised_ids_T, position) for i, position in block]
+            logits_MV = torch.tensor(np.array(rows), dtype=torch.float32)
+            gold_M = torch.tensor([int(passes[i].clean_ids_T[position]) for i, position in block])
             yield RowBlock(
                 pass_M=np.array([i for i, _ in block]),
                 position_M=np.array([position for _, position in block]),
-                hidden_MH=torch.tensor(np.array(rows), dtype=torch.float32),
-                logits_MV=torch.tensor(np.array(rows), dtype=torch.float32),
+                kept=keeper(logits_MV, logits_MV, gold_M),
             )
+
+    def close(self) -> None: ...
 
 
 def by_context(noised_ids_T: np.ndarray, position: int) -> np.ndarray:
@@ -246,8 +251,13 @@ def test_an_answer_that_is_not_finite_names_the_record_and_the_token(bad):
             row[3] = bad
         return row
 
+    views = [(other, corruption), (pair, corruption)]
+    answers = ask(Toy(score), views)
+    assert answers[1] == NotFinite(position=at)
     with pytest.raises(TeacherError, match=rf"record the-bad-one:.*token {at} is not finite"):
-        ask(Toy(score), [(other, corruption), (pair, corruption)])
+        all_finite(views, answers)
+    (alone,) = ask(Toy(by_context), views[:1])
+    assert_same(answers[0], alone)
 
 
 def test_no_view_gives_no_targets():

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.config.models import FullAttention, TeacherConfig
 from pipeline.teacher import transformers_backend
+from pipeline.teacher.keep import KeepChunks, KeepHidden
 from pipeline.teacher.transformers_backend import TransformersBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.views import TeacherPass
@@ -54,9 +55,10 @@ def test_the_head_runs_at_answered_positions_only(tiny, passes):
     model = tiny.model("teacher-b")
     backend = TransformersBackend(model, block_size=8, batch_tokens=10_000)
     spy = Spy(model.get_output_embeddings())
-    list(backend.rows(passes))
+    list(backend.rows(passes, KeepChunks()))
     spy.close()
-    assert sum(rows for rows, _ in spy.shapes) == sum(one.is_answered_T.sum() for one in passes)
+    numbers = sum(np.prod(shape[:-1], dtype=int) for shape in spy.shapes)
+    assert numbers == sum(one.is_answered_T.sum() for one in passes)
 
 
 @pytest.mark.parametrize(("block_size", "copies"), [(None, 1), (8, 2)])
@@ -66,8 +68,8 @@ def test_a_forward_pass_holds_no_more_than_batch_tokens(
 ):
     model = tiny.model("teacher-b")
     backend = TransformersBackend(model, block_size=block_size, batch_tokens=batch_tokens)
-    spy = Spy(model.get_decoder())
-    list(backend.rows(passes))
+    spy = Spy(model)
+    list(backend.rows(passes, KeepChunks()))
     spy.close()
     assert sum(batch for batch, _ in spy.shapes) == len(passes)
     for batch, length in spy.shapes:
@@ -78,14 +80,16 @@ def test_a_forward_pass_holds_no_more_than_batch_tokens(
 
 def test_rows_come_in_blocks_of_bounded_size(tiny, passes, monkeypatch):
     backend = TransformersBackend(tiny.model("teacher-b"), block_size=None, batch_tokens=10_000)
-    (whole,) = backend.rows(passes)
+    (whole,) = backend.rows(passes, KeepChunks())
     monkeypatch.setattr(transformers_backend, "_LOGITS_A_BLOCK", 7 * backend.vocab_size)
-    blocks = list(backend.rows(passes))
+    blocks = list(backend.rows(passes, KeepChunks()))
     assert [len(block.pass_M) for block in blocks[:-1]] == [7] * (len(blocks) - 1)
     np.testing.assert_array_equal(np.concatenate([b.pass_M for b in blocks]), whole.pass_M)
     np.testing.assert_array_equal(np.concatenate([b.position_M for b in blocks]), whole.position_M)
-    torch.testing.assert_close(
-        torch.cat([block.logits_MV for block in blocks]), whole.logits_MV, atol=1e-5, rtol=0
+    np.testing.assert_allclose(
+        np.concatenate([block.kept.gold_logp_M for block in blocks]),
+        whole.kept.gold_logp_M,
+        atol=1e-5,
     )
 
 
@@ -161,8 +165,55 @@ def test_a_teacher_of_any_dtype_answers_in_float32(tiny, passes, dtype):
     )
     backend = TransformersBackend.load(config, block_size=None)
     exact = TransformersBackend(tiny.model("teacher-b"), block_size=None, batch_tokens=16384)
-    (got,), (want,) = backend.rows(passes), exact.rows(passes)
-    assert got.logits_MV.dtype == torch.float32
-    size = want.logits_MV.abs().max()
+    (got,), (want,) = (one.rows(passes, KeepHidden()) for one in (backend, exact))
+    assert got.kept.hidden_MH.dtype == got.kept.gold_logp_M.dtype == np.float32
+    size = np.abs(want.kept.hidden_MH).max()
     tolerance = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}[dtype]
-    assert (got.logits_MV - want.logits_MV).abs().max() <= tolerance * size
+    assert np.abs(got.kept.hidden_MH - want.kept.hidden_MH).max() <= tolerance * size
+
+
+def short_of_memory(model, *, limit: int) -> list[int]:
+    """The model fails as a GPU does with more than `limit` passes; every batch is noted."""
+    batches: list[int] = []
+
+    def allocate(module, args, kwargs):
+        batches.append(len(kwargs["input_ids"]))
+        if batches[-1] > limit:
+            raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+    model.register_forward_pre_hook(allocate, with_kwargs=True)
+    return batches
+
+
+def test_a_batch_without_memory_is_halved_and_nothing_is_lost(tiny, passes, caplog):
+    whole = TransformersBackend(tiny.model("teacher-b"), block_size=None, batch_tokens=400)
+    model = tiny.model("teacher-b")
+    backend = TransformersBackend(model, block_size=None, batch_tokens=400)
+    batches = short_of_memory(model, limit=2)
+    with caplog.at_level("WARNING"):
+        got, want = (list(one.rows(passes, KeepChunks())) for one in (backend, whole))
+    assert max(batches) > 2, "the case has a batch that does not fit"
+    assert "out of memory" in caplog.text
+    answers = [
+        {
+            (int(i), int(at)): logp
+            for block in blocks
+            for i, at, logp in zip(
+                block.pass_M, block.position_M, block.kept.gold_logp_M, strict=True
+            )
+        }
+        for blocks in (got, want)
+    ]
+    assert answers[0].keys() == answers[1].keys()
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+    batches.clear()
+    list(backend.rows(passes, KeepChunks()))
+    assert max(batches) <= 2, "what did not fit once is not tried again"
+
+
+def test_a_pass_that_does_not_fit_alone_is_one_clear_error(tiny, passes):
+    model = tiny.model("teacher-b")
+    backend = TransformersBackend(model, block_size=None, batch_tokens=400)
+    short_of_memory(model, limit=0)
+    with pytest.raises(TeacherError, match=r"expected memory for one pass.*teacher\.length"):
+        list(backend.rows(passes, KeepChunks()))
