@@ -35,6 +35,27 @@ def block_attention_faults(forward: Forward, ids_S: Tensor, block_size: int) -> 
     return faults
 
 
+def block_causal_faults(forward: Forward, ids_S: Tensor, block_size: int) -> list[str]:
+    """What is wrong with block-causal attention, the clean half's; empty if nothing.
+
+    `forward` maps ids to the hidden states of all of them. A change of the last token of block 1
+    must leave block 0 as it is, and move the first row of block 1, and block 2. `ids_S` holds three
+    blocks.
+    """
+    assert len(ids_S) == 3 * block_size, "three blocks"
+    moved_S = _moved(forward, ids_S, at=2 * block_size - 1)
+    earlier, own = moved_S[:block_size].max().item(), moved_S[block_size].item()
+    later = moved_S[2 * block_size :].min().item()
+    faults: list[str] = []
+    if not earlier <= _STILL:
+        faults.append(f"block 0 sees block 1 (moved by {earlier:.2g})")
+    if not own > _STILL:
+        faults.append(f"block 1 does not see its own last token (moved by {own:.2g})")
+    if not later > _STILL:
+        faults.append(f"block 2 does not see block 1 (moved by {later:.2g})")
+    return faults
+
+
 def full_attention_faults(forward: Forward, ids_S: Tensor) -> list[str]:
     """What is wrong with full bidirectional attention: the first row must see the last token."""
     first = _moved(forward, ids_S, at=len(ids_S) - 1)[0].item()
