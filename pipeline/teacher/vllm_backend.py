@@ -54,7 +54,6 @@ class VllmBackend:
         self._config = config
         self._block_size = block_size
         self._family = family
-        self._kept: Keep | None = None
         self._head: nn.Linear | None = None
 
     @classmethod
@@ -112,21 +111,15 @@ class VllmBackend:
 
     def rows(self, passes: Sequence[TeacherPass], keep: Keep) -> Iterator[RowBlock]:
         """What is kept of all passes; in block diffusion a clean prefix is computed once."""
-        self.keep(keep)
+        self._engine.keep(keep)
         self._engine.forget_prefixes()  # equal calls compute the same, to the bit
         for group in self._groups(self._asked(passes), keep):
             self._engine.ask(self._prefixes(group))
             yield self._answered(group, keep)
 
-    def keep(self, keep: Keep) -> None:
-        """Tell the workers, once: a basis may be hundreds of megabytes."""
-        if self._kept is None or self._kept != keep:
-            self._engine.keep(keep)
-            self._kept = keep
-
     def rows_alone(self, passes: Sequence[TeacherPass], keep: Keep) -> Iterator[RowBlock]:
         """The same, with nothing else in the engine at a time, and nothing computed before."""
-        self.keep(keep)
+        self._engine.keep(keep)
         for one in self._asked(passes):
             self._engine.forget_prefixes()
             yield self._answered([one], keep)

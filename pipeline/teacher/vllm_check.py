@@ -125,7 +125,7 @@ def _attention_faults(backend: "VllmBackend") -> list[str]:
 
     def alone(ids_1S: Tensor) -> Tensor:
         ids = ids_1S[0].numpy().astype(np.int32)
-        backend.keep(KeepHidden())
+        backend.engine.keep(KeepHidden())
         request = RowRequest(
             ids=ids, positions=range(len(ids)), gold=ids.tolist(), reads_prefix=False
         )

@@ -36,6 +36,9 @@ _MOST_SEQUENCES = 256  # at once
 _CHECKED_BLOCKS = 3  # the start-up check asks about three blocks, whatever the recipe's length
 _KV_BYTES = {"full": 2**26, "block": 2**30}  # on CPUs; VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 _GPU_MEMORY = 0.85  # of the whole; a calibration's head and rows need some of the rest
+_IN_PROCESSES = "VLLM_ENABLE_V1_MULTIPROCESSING"
+# What the user's environment may say otherwise. Threads: as many as OMP_NUM_THREADS, anywhere.
+_DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _KV_BLOCK = 32  # tokens; what every attention kernel takes
 
 
@@ -102,22 +105,23 @@ def _why_not_here(config: TeacherConfig, settings: Any) -> str | None:
 class Engine:
     """A running vLLM that answers `RowRequest`s; `close` ends it.
 
-    On a CPU, without tensor parallelism, it runs in this process; else in processes of its own.
+    On a CPU it runs in this process (with tensor parallelism its workers do not), and so starts in
+    seconds; else, or if another is here, in a process of its own.
     """
 
     _is_one_here: ClassVar[bool] = False  # vLLM's state of a process serves one engine
 
     def __init__(self, config: TeacherConfig, *, block_size: int | None) -> None:
-        self._is_here = (
-            torch_device(config.device).type == "cpu"
-            and config.tensor_parallel == 1
-            and not Engine._is_one_here
-        )
+        self._is_here = torch_device(config.device).type == "cpu" and not Engine._is_one_here
+        self._kept: Keep | None = None
         with _untouched_process(is_engine_here=self._is_here):
             from vllm import LLM
 
             try:
-                self._llm: Any = LLM(**engine_options(config, block_size=block_size))
+                options = engine_options(config, block_size=block_size)
+                if self._is_here:
+                    _register_here(*options["hf_overrides"]["architectures"])
+                self._llm: Any = LLM(**options)
             except Exception as error:  # of any kind: from configuration to memory
                 raise TeacherError(
                     f"expected vLLM to start with teacher {config.model!r} on {config.device}, "
@@ -132,9 +136,12 @@ class Engine:
         self.kv_tokens = int(cache.num_gpu_blocks or 0) * self.kv_block  # that the cache holds
 
     def keep(self, keep: Keep) -> None:
-        """From now on, keep this of each row."""
+        """From now on, keep this of each row; it is sent once, for a basis may be large."""
+        if self._kept is not None and self._kept == keep:
+            return
         with tempfile.TemporaryDirectory(prefix="tidecache-") as folder:
             self._llm.collective_rpc("keep_of_rows", args=write_keep(keep, Path(folder)))
+        self._kept = keep
 
     def forget_prefixes(self) -> None:
         """Computed prefixes are computed again when they are next asked for."""
@@ -146,19 +153,22 @@ class Engine:
 
         if not requests:
             return []
-        outputs = self._llm.encode(
-            [{"prompt_token_ids": one.ids.tolist()} for one in requests],
-            [
-                PoolingParams(
-                    task=_TASK,
-                    skip_reading_prefix_cache=not one.reads_prefix,
-                    extra_kwargs={"positions": list(one.positions), "gold": list(one.gold)},
-                )
-                for one in requests
-            ],
-            pooling_task=_TASK,
-            use_tqdm=False,
-        )
+        prompts = [{"prompt_token_ids": one.ids.tolist()} for one in requests]
+        rows = [
+            PoolingParams(
+                task=_TASK,
+                skip_reading_prefix_cache=not one.reads_prefix,
+                extra_kwargs={"positions": list(one.positions), "gold": list(one.gold)},
+            )
+            for one in requests
+        ]
+        try:
+            outputs = self._llm.encode(prompts, rows, pooling_task=_TASK, use_tqdm=False)
+        except Exception as error:  # of any kind: it may come from a worker, or be its death
+            raise TeacherError(
+                f"expected vLLM to answer {len(requests)} requests of up to "
+                f"{max(len(one.ids) for one in requests)} tokens, got: {error}"
+            ) from error
         tables = [output.outputs.data.numpy() for output in outputs]
         for one, table in zip(requests, tables, strict=True):
             assert len(table) == len(one.positions), "a row of a request is missing, or came twice"
@@ -173,6 +183,17 @@ class Engine:
         if self._is_here:
             Engine._is_one_here = False
         gc.collect()
+
+
+def _register_here(architecture: str) -> None:
+    """Give vLLM the class itself: by its name alone it starts a process just to look at it."""
+    from vllm import ModelRegistry
+
+    from pipeline.teacher.vllm_plugin import models
+
+    ours = getattr(models, architecture, None)
+    if ours is not None:
+        ModelRegistry.register_model(architecture, ours)
 
 
 def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str, Any]:
@@ -232,10 +253,9 @@ def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str
 @contextmanager
 def _untouched_process(*, is_engine_here: bool) -> Iterator[None]:
     """What vLLM's start changes in this process, and nothing needs later, is put back."""
-    names = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if is_engine_here else "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    before = {name: os.environ.get(name) for name in (_IN_PROCESSES, *_DEFAULTS)}
+    os.environ[_IN_PROCESSES] = "0" if is_engine_here else "1"
+    os.environ.update({name: os.environ.get(name, value) for name, value in _DEFAULTS.items()})
     set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
