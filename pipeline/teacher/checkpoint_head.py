@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import huggingface_hub
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -20,8 +20,9 @@ def read_head(source: ModelSource, *, dtype: torch.dtype, device: torch.device) 
     folder = Path(source.model)
     if not folder.is_dir():
         patterns = ["*.safetensors", "*.safetensors.index.json"]
+        hub = cast("Any", huggingface_hub)
         folder = Path(
-            snapshot_download(source.model, revision=source.revision, allow_patterns=patterns)
+            hub.snapshot_download(source.model, revision=source.revision, allow_patterns=patterns)
         )
     files = _files_by_tensor(folder)
     name = _HEAD if f"{_HEAD}.weight" in files else _TIED

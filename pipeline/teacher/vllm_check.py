@@ -170,7 +170,7 @@ def _compared(blocks: Iterable[RowBlock], reference: Reference) -> list[_RowErro
 
 def _judged(errors: Sequence[_RowError], dtype: str) -> CheckReport:
     logit_M = np.array([one.logit for one in errors])
-    relative_M = logit_M / np.array([one.deviation for one in errors])
+    relative_M = np.array([one.logit / one.deviation for one in errors])
     report = CheckReport(
         rows=len(errors),
         logit_error=float(logit_M.max()),

@@ -37,8 +37,13 @@ _CHECKED_BLOCKS = 3  # the start-up check asks about three blocks, whatever the 
 _KV_BYTES = {"full": 2**26, "block": 2**30}  # on CPUs; VLLM_CPU_KVCACHE_SPACE (GiB) overrides it
 _GPU_MEMORY = 0.85  # of the whole; a calibration's head and rows need some of the rest
 _IN_PROCESSES = "VLLM_ENABLE_V1_MULTIPROCESSING"
-# What the user's environment may say otherwise. Threads: as many as OMP_NUM_THREADS, anywhere.
-_DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+# What the user's environment may say otherwise: no reports to vLLM's makers; as many threads as
+# OMP_NUM_THREADS says, on any core.
+_DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 _KV_BLOCK = 32  # tokens; what every attention kernel takes
 
 

@@ -25,17 +25,17 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="session", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def served(request) -> Served:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def config(served, checkpoints):
     return served.config(checkpoints(served.model))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def backend(served, config):
     backend = VllmBackend.load(config, block_size=served.block_size)
     yield backend

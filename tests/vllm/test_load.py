@@ -2,8 +2,8 @@
 
 import logging
 import os
-import random
 
+import numpy as np
 import pytest
 import torch
 from served import Served
@@ -80,7 +80,7 @@ def test_an_untried_release_of_vllm_is_refused(found, checkpoints, monkeypatch, 
 def test_starting_an_engine_leaves_the_process_as_it_was(checkpoints):
     def state():
         return (
-            random.getstate(),
+            np.random.get_state()[1].tolist(),
             torch.get_rng_state().tolist(),
             torch.get_num_threads(),
             os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING"),

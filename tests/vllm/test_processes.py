@@ -1,12 +1,12 @@
-"""A teacher whose weights two workers share: each has half of the vocabulary's head."""
+"""Teachers in processes of their own: two that share the weights, and one that stands beside."""
 
 import multiprocessing
 
 import numpy as np
-import torch
-from served import Served
+from served import VOCAB, Served
 from teacher_backend import TOLERANCE, keep_tokens, kept_of
 
+from pipeline.teacher.keep import KeepChunks
 from pipeline.teacher.vllm_backend import VllmBackend
 
 
@@ -20,7 +20,8 @@ def test_two_workers_keep_what_one_process_keeps(checkpoints):
         keep = keep_tokens(backend, 590)
         names = ("gold_logp_M", "ids_MK", "logits_MK", "logsumexp_MJ", "sketch_MR")
         kept.append({name: kept_of(backend, passes, keep, name) for name in names})
-        assert len(multiprocessing.active_children()) == (2 if tensor_parallel == 2 else 0)
+        workers = 0 if tensor_parallel == 1 else tensor_parallel
+        assert len(multiprocessing.active_children()) == workers
         backend.close()
         assert multiprocessing.active_children() == []
     one, two = kept
@@ -30,4 +31,19 @@ def test_two_workers_keep_what_one_process_keeps(checkpoints):
             np.testing.assert_allclose(two[name][place], one[name][place], **TOLERANCE)
         assert np.abs(two["sketch_MR"][place] - one["sketch_MR"][place]).max() <= 1
     largest = max(int(ids.max()) for ids in two["ids_MK"].values())
-    assert largest >= torch.tensor(601 // 2).item() + 1, "the second worker's half is seen"
+    assert largest > VOCAB // 2, "the second worker's half is seen"
+
+
+def test_a_second_engine_beside_one_in_this_process_gets_a_process_of_its_own(checkpoints):
+    served = Served(model="qwen3")
+    config = served.config(checkpoints("qwen3"))
+    here, elsewhere = (VllmBackend.load(config, block_size=None) for _ in range(2))
+    assert len(multiprocessing.active_children()) == 1
+    got, want = (
+        kept_of(one, served.passes(), KeepChunks(), "gold_logp_M") for one in (elsewhere, here)
+    )
+    for place, logp in want.items():
+        np.testing.assert_allclose(got[place], logp, **TOLERANCE)
+    elsewhere.close()
+    here.close()
+    assert multiprocessing.active_children() == []
