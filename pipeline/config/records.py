@@ -58,4 +58,14 @@ class HubSource(StrictModel):
     id_field: Name | None = None
 
 
-RecordsConfig = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+RecordSource = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+
+
+class MixtureSource(StrictModel):
+    """Several sources, one after the other, as one set of records."""
+
+    type: Literal["mixture"]
+    sources: Annotated[tuple[RecordSource, ...], Field(min_length=2)]
+
+
+RecordsConfig = Annotated[FilesSource | HubSource | MixtureSource, Field(discriminator="type")]

@@ -37,8 +37,11 @@ def mask_argument(
     """The `attention_mask` of a forward call, by name; nothing where there is nothing to hide."""
     if family.mask_form == "padding":
         return {} if bool(is_real_BT.all()) else {"attention_mask": is_real_BT.long()}
+    visible = visible_tokens(is_real_BT, block_size)
+    if family.mask_form == "boolean":
+        return {"attention_mask": visible}
     mask = as_attention_mask(
-        visible_tokens(is_real_BT, block_size),
+        visible,
         implementation="eager" if family.mask_form == "additive" else implementation,
         dtype=dtype,
     )

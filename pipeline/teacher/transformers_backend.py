@@ -12,12 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.config.models import TeacherConfig
-from pipeline.diffusion.leak import block_attention_faults, full_attention_faults
+from pipeline.diffusion.leak import (
+    block_attention_faults,
+    full_attention_faults,
+    padding_faults,
+)
 from pipeline.teacher.attention import mask_argument
 from pipeline.teacher.backend import RowBlock
+from pipeline.teacher.checkpoint import load_checkpoint
 from pipeline.teacher.families import Family, family_named
 from pipeline.teacher.families.native import NATIVE
 from pipeline.teacher.keep import Keep, RowKeeper
@@ -26,6 +31,8 @@ from storage_schemas.views import TeacherPass
 
 _LOG = logging.getLogger(__name__)
 _LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
+# Largest difference of equal logits, of the largest logit: other shapes reorder sums.
+_SAME_LOGITS = {True: 1e-4, False: 2e-2}  # float32, and what has 8 or 11 bits
 
 
 class TransformersBackend:
@@ -49,30 +56,21 @@ class TransformersBackend:
         self._batch_tokens = batch_tokens
         self._ready: RowKeeper | None = None
         self._check_attention()
+        self._check_head()
+        self._is_padding_hidden = self._hides_padding()
 
     @classmethod
     def load(cls, config: TeacherConfig, *, block_size: int | None) -> "TransformersBackend":
         """The recipe's teacher, on its device."""
-        options: dict[str, Any] = {
-            "trust_remote_code": config.trust_remote_code,
-            "dtype": getattr(torch, config.dtype),
-            "attn_implementation": "sdpa",
-        }
-        if config.revision is not None:
-            options["revision"] = config.revision
-        try:
-            model = cast("Any", AutoModelForCausalLM).from_pretrained(config.model, **options)
-        except (OSError, ValueError) as error:
-            raise TeacherError(
-                f"expected a teacher that transformers can load at {config.model!r}, got: {error}"
-            ) from error
+        family = family_named(config.family)
+        model = load_checkpoint(config, implementation=family.implementation)
         device = torch_device(config.device)
         _LOG.info("teacher %s on %s in %s", config.model, device, config.dtype)
         return cls(
-            model.to(device),
+            cast("Any", model).to(device),
             block_size=block_size,
             batch_tokens=config.batch_tokens,
-            family=family_named(config.family),
+            family=family,
         )
 
     @property
@@ -119,8 +117,11 @@ class TransformersBackend:
     def _next_group(self, waiting: list[int], passes: Sequence[TeacherPass]) -> list[int]:
         """The longest of those that wait, as many as a batch holds."""
         halves = 1 if self._block_size is None else 2
-        longest = len(passes[waiting[-1]].clean_ids_T) * halves
-        return waiting[-max(1, self._batch_tokens // longest) :][::-1]
+        longest = len(passes[waiting[-1]].clean_ids_T)
+        group = waiting[-max(1, self._batch_tokens // (longest * halves)) :][::-1]
+        if self._is_padding_hidden:
+            return group
+        return [i for i in group if len(passes[i].clean_ids_T) == longest]
 
     def _halve(self, num_passes: int, error: torch.OutOfMemoryError) -> None:
         if num_passes == 1:
@@ -188,11 +189,17 @@ class TransformersBackend:
     ) -> Float[Tensor, "B T H"]:
         """What the head is given at the noised tokens."""
         num_tokens = noised_ids_BT.shape[1]
-        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
-        if self._block_size is None:
-            ids, copies = noised_ids_BT, 1
-        else:
-            ids, copies = torch.cat([clean_ids_BT, noised_ids_BT], 1), 2
+        ids, arguments = self._inputs(clean_ids_BT, noised_ids_BT, is_real_BT)
+        return self._before_head(ids, arguments)[:, -num_tokens:]
+
+    def _inputs(
+        self,
+        clean_ids_BT: Int[Tensor, "B T"],
+        noised_ids_BT: Int[Tensor, "B T"],
+        is_real_BT: Bool[Tensor, "B T"],
+    ) -> tuple[Int[Tensor, "B N"], dict[str, Any]]:
+        """The ids of a forward call, the noised tokens last, and what goes with them."""
+        num_tokens = noised_ids_BT.shape[1]
         arguments = mask_argument(
             self._family,
             is_real_BT,
@@ -200,9 +207,12 @@ class TransformersBackend:
             implementation=cast("Any", self._model.config)._attn_implementation,
             dtype=self._model.dtype,
         )
-        if copies == 2:
-            arguments["position_ids"] = position_T.repeat(copies)[None].expand(len(ids), -1)
-        return self._before_head(ids, arguments)[:, -num_tokens:]
+        if self._block_size is None:
+            return noised_ids_BT, arguments
+        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
+        ids = torch.cat([clean_ids_BT, noised_ids_BT], 1)
+        arguments["position_ids"] = position_T.repeat(2)[None].expand(len(ids), -1)
+        return ids, arguments
 
     def _before_head(self, ids: Int[Tensor, "B N"], arguments: dict[str, Any]) -> Tensor:
         """Runs the model; its head is given nothing to do, and what it would have read is returned.
@@ -230,27 +240,78 @@ class TransformersBackend:
 
     def _check_attention(self) -> None:
         """Raise unless the loaded model attends as the recipe says."""
+
+        def forward(ids_BT: Tensor) -> Tensor:
+            noised_BT = ids_BT if self._block_size is None else torch.ones_like(ids_BT)
+            return self._hidden(ids_BT, noised_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+
+        if self._block_size is None:
+            faults = full_attention_faults(forward, self._probe())
+        else:
+            faults = block_attention_faults(forward, self._probe(), self._block_size)
+        if faults:
+            raise self._misread_mask(faults)
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Raise unless the head's rows are the model's own logits.
+
+        An architecture that scales or caps its logits after the head would be cached wrong.
+        """
+        ids_1T = self._probe()[None]
+        is_real_1T = torch.ones_like(ids_1T, dtype=torch.bool)
+        rows_TV = self._logits(self._hidden(ids_1T, ids_1T, is_real_1T)[0])
+        ids, arguments = self._inputs(ids_1T, ids_1T, is_real_1T)
+        output = cast("Any", self._model)(input_ids=ids, use_cache=False, **arguments)
+        own_TV = output.logits[0, -len(rows_TV) :].float()
+        size, error = own_TV.abs().max().item(), (own_TV - rows_TV).abs().max().item()
+        allowed = _SAME_LOGITS[self._model.dtype == torch.float32] * rows_TV.abs().max().item()
+        if not error <= allowed:  # this way round NaN is a fault
+            raise TeacherError(
+                f"expected the logits of {type(self._model).__name__} to be what its head makes of "
+                f"the last hidden states, within {allowed:.2g}, got a difference of {error:.3g} "
+                f"(its own reach {size:.3g}, the head's {rows_TV.abs().max().item():.3g}): it "
+                f"scales or caps them afterwards, so it cannot serve as a teacher"
+            )
+
+    def _hides_padding(self) -> bool:
+        """Whether what stands in padding moves no row.
+
+        A model that is bidirectional by itself and leaves its mask unread can still answer passes
+        of one length together; one that should be block-wise cannot.
+        """
+        ids_T = self._probe()
+        num_real = len(ids_T) // 3 * 2
+        is_real_1T = (torch.arange(len(ids_T), device=ids_T.device) < num_real)[None]
+
+        def forward(ids_BT: Tensor) -> Tensor:
+            return self._hidden(ids_BT, ids_BT, is_real_1T)
+
+        faults = padding_faults(forward, ids_T, num_real)
+        if faults and self._block_size is not None:
+            raise self._misread_mask(faults)
+        if faults:
+            _LOG.warning(
+                "%s leaves its mask unread (%s): only passes of one length go together",
+                type(self._model).__name__,
+                "; ".join(faults),
+            )
+        return not faults
+
+    def _probe(self) -> Int[Tensor, " T"]:
+        """Three blocks of arbitrary tokens."""
         generator = torch.Generator().manual_seed(0)
         num_tokens = 3 * (self._block_size or 8)
         high = min(1000, self.vocab_size)
-        ids_T = torch.randint(2, high, (num_tokens,), generator=generator).to(self.device)
+        return torch.randint(2, high, (num_tokens,), generator=generator).to(self.device)
 
-        def forward(ids_BT: Tensor) -> Tensor:
-            is_real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-            noised_BT = ids_BT if self._block_size is None else torch.ones_like(ids_BT)
-            return self._hidden(ids_BT, noised_BT, is_real_BT)
-
-        if self._block_size is None:
-            faults = full_attention_faults(forward, ids_T)
-        else:
-            faults = block_attention_faults(forward, ids_T, self._block_size)
-        if faults:
-            regime = "full" if self._block_size is None else "block"
-            raise TeacherError(
-                f"the teacher does not attend as attention.type = {regime!r} asks: "
-                f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
-                f"misreads the mask that it is given, so it cannot serve as a teacher this way"
-            )
+    def _misread_mask(self, faults: list[str]) -> TeacherError:
+        regime = "full" if self._block_size is None else "block"
+        return TeacherError(
+            f"the teacher does not attend as attention.type = {regime!r} asks: "
+            f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
+            f"misreads the mask that it is given, so it cannot serve as a teacher this way"
+        )
 
 
 def torch_device(name: str) -> torch.device:

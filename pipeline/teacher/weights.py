@@ -11,7 +11,10 @@ from storage_schemas.errors import TeacherError
 
 
 def weights_digest(source: ModelSource) -> str:
-    """SHA-256 over a folder's config and safetensors files; for a hub name, the resolved commit."""
+    """SHA-256 over a folder's config and safetensors files; for a hub name, the resolved commit.
+
+    Where the folder's own code runs, its *.py count too: code decides the numbers.
+    """
     folder = Path(source.model)
     if not folder.is_dir():
         return f"commit:{_hub_commit(source)}"
@@ -21,10 +24,12 @@ def weights_digest(source: ModelSource) -> str:
             f"expected config.json and *.safetensors in {folder}, got "
             f"{sorted(path.name for path in folder.iterdir())}"
         )
+    if source.trust_remote_code:
+        files += sorted(folder.glob("**/*.py"))
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            digest.update(f"{path.name}\0".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
 
