@@ -152,9 +152,8 @@ def _compared(blocks: Iterable[RowBlock], reference: Reference) -> list[_RowErro
     errors: list[_RowError] = []
     for block in blocks:
         kept = block.kept
-        for m, place in enumerate(
-            zip(block.pass_M.tolist(), block.position_M.tolist(), strict=True)
-        ):
+        for m in range(len(block.pass_M)):
+            place = int(block.pass_M[m]), int(block.position_M[m])
             want_V = reference.logits[place]
             gold = int(reference.passes[place[0]].clean_ids_T[place[1]])
             ids_K, got_K = torch.from_numpy(kept.ids_MK[m]), torch.from_numpy(kept.logits_MK[m])
