@@ -69,6 +69,11 @@ def test_an_attention_that_a_family_does_not_have_is_refused(
         check_family(config)
 
 
+def test_a_kernel_that_a_familys_code_was_not_tried_with_is_refused(published):
+    with pytest.raises(RecipeError, match=r"teacher\.kernel = 'auto' for family 'llada2'"):
+        check_family(config_of(published["llada2"], "llada2", kernel="eager"))
+
+
 @pytest.mark.parametrize("named", ["native", "native_shifted", "llada2", "llada"])
 def test_a_checkpoint_of_another_family_is_refused_with_the_right_name(named, published):
     config = config_of(published["dream"], named)
