@@ -28,8 +28,8 @@ def check_family(config: TeacherConfig) -> None:
     if not family.is_native and config.kernel not in ("auto", family.implementation):
         raise RecipeError(
             f"expected teacher.kernel = 'auto' for family {family.name!r}, got {config.kernel!r}: "
-            f"its own code reads masks as {family.implementation!r} gives them, and no other kernel "
-            f"has been tried with it"
+            f"its own code reads masks as {family.implementation!r} attention does, and was tried "
+            f"with no other"
         )
     check_pinned(config)
     _check_model_type(config, family)
