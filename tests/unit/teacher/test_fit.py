@@ -208,6 +208,7 @@ def _tiny_shape(vocab_size):
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "make",
     [
@@ -216,7 +217,7 @@ def _tiny_shape(vocab_size):
     ],
     ids=["capped", "scaled"],
 )
-def test_an_architecture_that_caps_or_scales_its_logits_is_refused_with_figures(make):
+def test_an_architecture_that_caps_or_scales_its_logits_is_refused_with_figures(make, dtype):
     torch.manual_seed(0)
     with pytest.raises(TeacherError, match=r"within [\d.e-]+, got a difference of [\d.]+.*scales"):
-        TransformersBackend(make().eval(), block_size=None, batch_tokens=100)
+        TransformersBackend(make().to(dtype), block_size=None, batch_tokens=100)
