@@ -29,7 +29,10 @@ class ModelSource(StrictModel):
     def _remote_code_is_pinned(self) -> "ModelSource":
         if self.trust_remote_code and self.revision is None:
             raise ValueError(
-                "trust_remote_code = true needs a pinned revision (a commit hash), got none"
+                f"trust_remote_code = true needs a pinned revision (a commit hash), got none; ask "
+                f'for the newest with python -c "from huggingface_hub import model_info; '
+                f"print(model_info('{self.model}').sha)\", and read that commit's *.py before you "
+                f"set revision to it"
             )
         return self
 

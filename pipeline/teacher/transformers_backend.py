@@ -33,8 +33,8 @@ from storage_schemas.views import TeacherPass
 
 _LOG = logging.getLogger(__name__)
 _LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
-# Largest difference of equal logits, of the largest logit: other shapes reorder sums.
-_SAME_LOGITS = {True: 1e-4, False: 2e-2}  # float32, and what has 8 or 11 bits
+# Largest difference of equal logits, as a share of the largest: other shapes reorder sums.
+_SAME_IN_FLOAT32, _SAME_IN_16_BITS = 1e-4, 2e-2
 
 
 class TransformersBackend:
@@ -284,14 +284,16 @@ class TransformersBackend:
         ids, arguments = self._inputs(ids_1T, ids_1T, is_real_1T)
         output = cast("Any", self._model)(input_ids=ids, use_cache=False, **arguments)
         own_TV = output.logits[0, -len(rows_TV) :].float()
-        size, error = own_TV.abs().max().item(), (own_TV - rows_TV).abs().max().item()
-        allowed = _SAME_LOGITS[self._model.dtype == torch.float32] * rows_TV.abs().max().item()
+        reach, own_reach = rows_TV.abs().max().item(), own_TV.abs().max().item()
+        error = (own_TV - rows_TV).abs().max().item()
+        is_exact = self._model.dtype == torch.float32
+        allowed = (_SAME_IN_FLOAT32 if is_exact else _SAME_IN_16_BITS) * reach
         if not error <= allowed:  # this way round NaN is a fault
             raise TeacherError(
                 f"expected the logits of {type(self._model).__name__} to be what its head makes of "
                 f"the last hidden states, within {allowed:.2g}, got a difference of {error:.3g} "
-                f"(its own reach {size:.3g}, the head's {rows_TV.abs().max().item():.3g}): it "
-                f"scales or caps them afterwards, so it cannot serve as a teacher"
+                f"(the largest is {own_reach:.3g}, the head's {reach:.3g}): it scales or caps them "
+                f"afterwards, so it cannot serve as a teacher"
             )
 
     def _hides_padding(self) -> bool:
