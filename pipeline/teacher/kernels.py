@@ -45,11 +45,6 @@ def choose_kernel(
         if is_block:
             return "flex", "a block mask on a GPU"
         return ("flash", "no padding") if can_flash else ("sdpa", why_not)
-    if not family.is_native and asked != family.implementation:
-        raise TeacherError(
-            f"expected teacher.kernel = 'auto' for family {family.name!r}, whose own code runs its "
-            f"attention, got {asked!r}"
-        )
     if is_block and asked in PACKED:
         raise TeacherError(
             f"expected teacher.kernel 'sdpa', 'flex' or 'eager' with block attention, got "
