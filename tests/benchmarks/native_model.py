@@ -86,7 +86,10 @@ class NativeTeacher:
         return fitting[:: len(fitting) // NUM_RECORDS][:NUM_RECORDS]
 
     def recipe(self, cache: Path, **overrides: Any) -> Recipe:
-        """Stage 1 over the records: one view, chunk targets with the top 16 beside them."""
+        """Stage 1 over the records: one view, chunk targets with the top 16 beside them.
+
+        An override is a whole table, or one dotted key.
+        """
         fields: dict[str, Any] = {
             "pipeline": {"type": "cross_tokenizer"},
             "records": {
