@@ -28,3 +28,19 @@ def stop_on_sigterm() -> Generator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def deaf_to_sigterm() -> Generator[None]:
+    """SIGTERM goes unheard, in the main thread: a worker finishes its shard, then is told to end.
+
+    Elsewhere nothing is changed: only the main thread may say what a signal does.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
