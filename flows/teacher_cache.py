@@ -121,7 +121,7 @@ def _make_in_workers(
     A shard whose worker dies goes to another. One that keeps killing them is given up, and named
     when all others are made; so is the first other error, when those in flight are.
     """
-    from flows.runners import LIVES, engine_of
+    from flows.runners import engine_of
 
     assert recipe.workers is not None, "a recipe with workers"
     stage.close_teacher()  # a calibration had it; the memory is the workers' now
@@ -144,20 +144,22 @@ def _make_in_workers(
             try:
                 made: MadeShard = future.result()
             except engine.lost as error:
-                logger.error("shard %s is given up: %d workers died of it", item.shard, LIVES)
-                logger.debug("%s", error)
+                logger.error("shard %s is given up, workers died of it: %s", item.shard, error)
                 lost.append(item.shard)
             except Exception as error:  # raised below, when the shards in flight are committed
                 failures.append(error)
             else:
+                if made.load_seconds:
+                    line = "worker %s: the teacher was loaded in %.1f s"
+                    logger.info(line, made.worker, made.load_seconds)
                 report(pace.after(made, item.most_views))
             del future
     if failures:
         raise failures[0]
     if lost:
         raise LostWorkersError(
-            f"expected every shard to be made, got {len(lost)} given up, for each of which {LIVES} "
-            f"workers died (out of memory?): {', '.join(lost)}; what is committed is kept, run "
-            f"again to try these"
+            f"expected every shard to be made, got {len(lost)} given up, for each of which "
+            f"several workers died (out of memory?): {', '.join(lost)}; what is committed is "
+            f"kept, run again to try these"
         )
     return pace.done

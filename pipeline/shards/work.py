@@ -44,7 +44,7 @@ class MadeShard:
     positions: answered teacher tokens. teacher_tokens: those of the passes that the teacher ran,
     block-wise of the clean and the noised half, padding left out. Both are 0, and so is `seconds`,
     where the shard was there already. load_seconds: how long the teacher took to load just before
-    (0 where it was loaded).
+    (0 where it was loaded). worker: the process, as host:pid.
     """
 
     entry: LedgerEntry
@@ -53,3 +53,4 @@ class MadeShard:
     seconds: float
     load_seconds: float
     not_finite: tuple[Skip, ...]
+    worker: str

@@ -4,6 +4,8 @@ Axes: C answered chunk, T teacher position.
 """
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Sequence
 
@@ -63,6 +65,7 @@ class ShardMaker:
                 seconds=0.0,
                 load_seconds=0.0,
                 not_finite=(),
+                worker=_this_process(),
             )
         recipe = self._recipe
         backend = self.teacher()
@@ -95,6 +98,7 @@ class ShardMaker:
             seconds=time.monotonic() - began,
             load_seconds=load_seconds,
             not_finite=not_finite,
+            worker=_this_process(),
         )
 
     def reserved_pairs(self, parts: Sequence[Part]) -> list[Pair]:
@@ -213,6 +217,10 @@ class ShardMaker:
         passes = len(set(view.targets.pass_C.tolist()))  # one that answers nothing is never run
         halves = 1 if self._recipe.teacher_block_size is None else 2
         return passes * halves * len(content.examples[view.example].teacher_ids_T)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _content(

@@ -1,0 +1,189 @@
+"""Real worker processes of Dask and Ray: what they make, and what is left when they are killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tiny import files_of
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from pipeline.cache.reader import CacheReader
+from pipeline.config.recipe import load_recipe
+from pipeline.teacher_cache import run_teacher_cache
+
+ENGINES = ("dask", "ray")
+SHARDS = 60
+FAILED, STOPPED = 2, 143
+LOADED = re.compile(r"worker (\S+): the teacher was loaded")
+
+# A teacher with its own code on the disk: on one token, as long as a file is there, it dies as the
+# kernel kills what takes too much memory.
+DEADLY = """
+import os, signal
+from transformers import Qwen3ForCausalLM
+
+class DeadlyForCausalLM(Qwen3ForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(self._die, with_kwargs=True)
+
+    def _die(self, module, arguments, named):
+        if (named["input_ids"] == self.config.deadly_token).any():
+            if os.path.exists(self.config.deadly_file):
+                os.kill(os.getpid(), signal.SIGKILL)
+"""
+# A cluster that others join, until its standard input is closed; its address is the first line.
+CLUSTERS = {
+    "dask": """
+if __name__ == "__main__":
+    import sys
+    from distributed import LocalCluster
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0,
+        dashboard_address=None, scheduler_kwargs={"allowed_failures": 1})
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+    cluster.close()
+""",
+    "ray": """
+import sys, ray
+context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
+    log_to_driver=False)
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+ray.shutdown()
+""",
+}
+
+
+def workers(engine: str, *more: str) -> list[str]:
+    """The command line's overrides for two workers."""
+    settings = [f"workers.type={engine}", "workers.count=2", "workers.threads=1", *more]
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def worker_pids(log: str) -> set[int]:
+    """The processes that have loaded a teacher, as the run's log tells."""
+    return {int(worker.rpartition(":")[2]) for worker in LOADED.findall(log)}
+
+
+def committed(recipe: Path) -> list[Path]:
+    return list((recipe.parent / "cache" / "ledger").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Starts a cluster that is there before the run, in a process of its own."""
+    started: list[psutil.Popen] = []
+
+    def start(engine: str) -> str:
+        script = tmp_path_factory.mktemp("cluster") / "cluster.py"
+        script.write_text(CLUSTERS[engine])
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        process = psutil.Popen(
+            [sys.executable, str(script)],
+            cwd=Path(__file__).parents[3],
+            env=environment | {"HF_MODULES_CACHE": str(script.parent / "modules")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        started.append(process)
+        return process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        children = process.children(recursive=True)
+        process.stdin.close()
+        process.stdout.close()
+        with suppress(psutil.TimeoutExpired):
+            process.wait(30)
+        for left in [*children, process]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_and_stopped_half_way_workers_make_what_one_process_makes(
+    engine, write_recipe, tidecache
+):
+    recipe = write_recipe(records=SHARDS, records_per_part=1)
+    command = tidecache("teacher-cache", str(recipe), *workers(engine))
+    command.until(lambda: len(worker_pids(command.log.read_text())) == 2)
+    children = command.children()
+    victim, other = worker_pids(command.log.read_text())
+    os.kill(victim, signal.SIGKILL)
+    # The other goes on, and another takes the dead one's place; a service manager stops them all.
+    command.until(lambda: len(worker_pids(command.log.read_text())) == 3)
+    children += command.children()
+    (third,) = worker_pids(command.log.read_text()) - {victim, other}
+    for pid in (other, third, command.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert command.process.wait(60) == STOPPED, command.log.read_text()
+    log = command.log.read_text()
+    assert "views committed; run again to go on" in log
+    assert "is given up" not in log
+    loads = LOADED.findall(log)
+    assert len(loads) == len(set(loads)) == 3  # once a process, kept over its shards
+    assert psutil.wait_procs(children, timeout=15)[1] == []
+
+    num_made = len(committed(recipe))
+    assert 3 <= num_made < SHARDS
+    assert [path.name for path in (recipe.parent / "cache" / "tmp").iterdir()] == ["lock"]
+    rest = run_teacher_cache(load_recipe(recipe))
+    assert (rest.shards_found, rest.shards_made) == (num_made, SHARDS - num_made)
+    alone = load_recipe(recipe, [f"cache.path={recipe.parent / 'alone'}"])
+    run_teacher_cache(alone)
+    assert files_of(recipe.parent / "cache") == files_of(recipe.parent / "alone")
+
+
+@pytest.fixture
+def deadly(write_recipe, models, tmp_path):
+    """A recipe whose teacher dies of one record, as long as the file `deadly` is there."""
+    recipe = write_recipe(records=5, records_per_part=1)
+    lines = [json.loads(line) for line in (recipe.parent / "records.jsonl").open()]
+    lines[2]["messages"][0]["content"] = "Write a quicksort."
+    (recipe.parent / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    tokenizer = AutoTokenizer.from_pretrained(models / "teacher")
+    (recipe.parent / "deadly").touch()
+    tokens = [set(tokenizer(one["messages"][0]["content"]).input_ids) for one in lines]
+    (token, *_) = tokens[2] - tokens[0] - tokens[1] - tokens[3] - tokens[4]
+    config = Qwen3Config.from_pretrained(models / "teacher")
+    config.update({"deadly_token": token, "deadly_file": str(recipe.parent / "deadly")})
+    folder = tmp_path / "teacher"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    told = json.loads((folder / "config.json").read_text())
+    told["auto_map"] = {"AutoModelForCausalLM": "modeling_deadly.DeadlyForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "modeling_deadly.py").write_text(DEADLY)
+    own_code = {"model": folder, "trust_remote_code": "true", "revision": "here"}
+    return recipe, [f"teacher.{name}={value}" for name, value in own_code.items()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_shard_that_keeps_killing_workers_is_given_up_and_the_others_are_made(
+    engine, deadly, cluster, tidecache
+):
+    recipe, teacher = deadly
+    options = workers(engine, *teacher, f"workers.address={cluster(engine)}")
+    command = tidecache("teacher-cache", str(recipe), *options)
+    assert command.process.wait(150) == FAILED, command.log.read_text()
+    log = command.log.read_text()
+    assert "got 1 given up" in log
+    assert "p00002-v0000-0002; what is committed is kept, run again" in log
+    parts = [entry.part for entry in CacheReader.open(recipe.parent / "cache").entries]
+    assert parts == [0, 1, 3, 4]
+    (recipe.parent / "deadly").unlink()
+    rest = run_teacher_cache(load_recipe(recipe, teacher))
+    assert (rest.shards_found, rest.shards_made, rest.is_complete) == (4, 1, True)
