@@ -5,6 +5,8 @@ They start the workers, place the shards, and give a shard whose worker died to 
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -103,7 +105,7 @@ def _ray(config: RayWorkers, recipe: Recipe) -> Generator[Engine]:
         "_system_config": {"task_oom_retries": LIVES - 1},
     }
     runner = RayTaskRunner(
-        address=config.address,
+        address=config.address or "local",  # without a word it would join what runs here already
         init_kwargs={
             "log_to_driver": False,  # the shards' own log goes through Prefect
             "logging_level": logging.WARNING,
@@ -111,10 +113,13 @@ def _ray(config: RayWorkers, recipe: Recipe) -> Generator[Engine]:
         },
     )
     with ExitStack() as stack:
+        heard = signal.getsignal(signal.SIGTERM)
         try:
             stack.enter_context(runner)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _unreached("a Ray cluster", config.address, error) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, heard)  # Ray's own would end the run at once
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": LIVES - 1, "max_calls": 0}
         if recipe.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0:
             # Ray counts the GPUs; which ones they are stays with the process that holds a teacher.

@@ -12,14 +12,15 @@ from storage_schemas.manifest import LedgerEntry
 class Progress:
     """Where a run stands after a shard of it (`entry`).
 
-    done, total: shards of this run. positions_per_second, tokens_per_second: answered teacher
-    tokens, and all that the teacher read for them, since the run began. num_bytes: written by this
-    run. seconds_left: None until something tells.
+    done, total: shards of this run. elapsed: seconds since it began. positions_per_second,
+    tokens_per_second: answered teacher tokens, and all that the teacher read for them, in that
+    time. num_bytes: written by this run. seconds_left: None until something tells.
     """
 
     entry: LedgerEntry
     done: int
     total: int
+    elapsed: float
     positions_per_second: float
     tokens_per_second: float
     num_bytes: int
@@ -71,6 +72,7 @@ class Pace:
             entry=made.entry,
             done=self.done,
             total=self.total,
+            elapsed=elapsed,
             positions_per_second=self._positions / elapsed,
             tokens_per_second=self._tokens / elapsed,
             num_bytes=self._bytes,

@@ -3,15 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from clusters import running_cluster
 from tiny import files_of
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -20,7 +19,7 @@ from pipeline.config.recipe import load_recipe
 from pipeline.teacher_cache import run_teacher_cache
 
 ENGINES = ("dask", "ray")
-SHARDS = 60
+SHARDS = 100  # more than one worker makes while another starts
 FAILED, STOPPED = 2, 143
 LOADED = re.compile(r"worker (\S+): the teacher was loaded")
 
@@ -40,27 +39,6 @@ class DeadlyForCausalLM(Qwen3ForCausalLM):
             if os.path.exists(self.config.deadly_file):
                 os.kill(os.getpid(), signal.SIGKILL)
 """
-# A cluster that others join, until its standard input is closed; its address is the first line.
-CLUSTERS = {
-    "dask": """
-if __name__ == "__main__":
-    import sys
-    from distributed import LocalCluster
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0,
-        dashboard_address=None, scheduler_kwargs={"allowed_failures": 1})
-    print(cluster.scheduler_address, flush=True)
-    sys.stdin.read()
-    cluster.close()
-""",
-    "ray": """
-import sys, ray
-context = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
-    log_to_driver=False)
-print(context.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-ray.shutdown()
-""",
-}
 
 
 def workers(engine: str, *more: str) -> list[str]:
@@ -76,40 +54,6 @@ def worker_pids(log: str) -> set[int]:
 
 def committed(recipe: Path) -> list[Path]:
     return list((recipe.parent / "cache" / "ledger").glob("*.json"))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Starts a cluster that is there before the run, in a process of its own."""
-    started: list[psutil.Popen] = []
-
-    def start(engine: str) -> str:
-        script = tmp_path_factory.mktemp("cluster") / "cluster.py"
-        script.write_text(CLUSTERS[engine])
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-        process = psutil.Popen(
-            [sys.executable, str(script)],
-            cwd=Path(__file__).parents[3],
-            env=environment | {"HF_MODULES_CACHE": str(script.parent / "modules")},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        started.append(process)
-        return process.stdout.readline().strip()
-
-    yield start
-    for process in started:
-        children = process.children(recursive=True)
-        process.stdin.close()
-        process.stdout.close()
-        with suppress(psutil.TimeoutExpired):
-            process.wait(30)
-        for left in [*children, process]:
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -143,6 +87,7 @@ def test_killed_and_stopped_half_way_workers_make_what_one_process_makes(
     assert (rest.shards_found, rest.shards_made) == (num_made, SHARDS - num_made)
     alone = load_recipe(recipe, [f"cache.path={recipe.parent / 'alone'}"])
     run_teacher_cache(alone)
+    shutil.rmtree(recipe.parent / "cache" / ".prefect")  # the server's, beside what is made
     assert files_of(recipe.parent / "cache") == files_of(recipe.parent / "alone")
 
 
@@ -150,7 +95,8 @@ def test_killed_and_stopped_half_way_workers_make_what_one_process_makes(
 def deadly(write_recipe, models, tmp_path):
     """A recipe whose teacher dies of one record, as long as the file `deadly` is there."""
     recipe = write_recipe(records=5, records_per_part=1)
-    lines = [json.loads(line) for line in (recipe.parent / "records.jsonl").open()]
+    text = (recipe.parent / "records.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     lines[2]["messages"][0]["content"] = "Write a quicksort."
     (recipe.parent / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     tokenizer = AutoTokenizer.from_pretrained(models / "teacher")
@@ -173,12 +119,14 @@ def deadly(write_recipe, models, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_shard_that_keeps_killing_workers_is_given_up_and_the_others_are_made(
-    engine, deadly, cluster, tidecache
+    engine, deadly, tidecache, tmp_path
 ):
     recipe, teacher = deadly
-    options = workers(engine, *teacher, f"workers.address={cluster(engine)}")
-    command = tidecache("teacher-cache", str(recipe), *options)
-    assert command.process.wait(150) == FAILED, command.log.read_text()
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # copies of the teacher's own code
+    with running_cluster(engine, tmp_path, workers=2, environment=modules) as address:
+        options = workers(engine, *teacher, f"workers.address={address}")
+        command = tidecache("teacher-cache", str(recipe), *options)
+        assert command.process.wait(150) == FAILED, command.log.read_text()
     log = command.log.read_text()
     assert "got 1 given up" in log
     assert "p00002-v0000-0002; what is committed is kept, run again" in log
