@@ -1,22 +1,19 @@
 """What a Dask worker that we started does differently from one that Dask did."""
 
 import logging
-import signal
 
 from distributed import Worker, WorkerPlugin
 
+from flows.stop import go_deaf_to_sigterm
+
 
 class HearsNoSigterm(WorkerPlugin):
-    """SIGTERM to a worker is not heard: it finishes its shard, and the run's process ends it.
-
-    A service manager sends it to every process of a run. A plugin, because this runs in the
-    worker's main thread, and shards do not.
-    """
+    """`go_deaf_to_sigterm`, as a plugin: it runs in the main thread, and shards do not."""
 
     name = "tidecache-hears-no-sigterm"
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask in every worker as it starts."""
         del worker
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        go_deaf_to_sigterm()
         logging.getLogger("distributed").setLevel(logging.WARNING)

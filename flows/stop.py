@@ -30,17 +30,11 @@ def stop_on_sigterm() -> Generator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
-@contextmanager
-def deaf_to_sigterm() -> Generator[None]:
-    """SIGTERM goes unheard, in the main thread: a worker finishes its shard, then is told to end.
+def go_deaf_to_sigterm() -> None:
+    """From now on this process hears no SIGTERM, if called in its main thread.
 
-    Elsewhere nothing is changed: only the main thread may say what a signal does.
+    For workers: a service manager sends it to every process of a run, but a worker is to finish
+    its shard, and is ended by the engine that started it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flows.gpus import claim_gpus
-from flows.stop import deaf_to_sigterm
+from flows.stop import go_deaf_to_sigterm
 from pipeline.config.recipe import Recipe, parse_recipe
 from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 
@@ -34,7 +34,7 @@ def make_shard(recipe: str, found: RecordsFound, item: WorkItem) -> MadeShard:
 
     `recipe` is resolved JSON. Another recipe than the last one's takes that one's place.
     """
-    with _TURN, deaf_to_sigterm():
+    with _TURN:
         return _cache_of((recipe, found)).make_shard(item)
 
 
@@ -55,6 +55,7 @@ def _cache_of(key: tuple[str, RecordsFound]) -> "JoinedCache":
 
 def _settle(recipe: Recipe) -> None:
     """This process's GPUs and threads, before torch asks for them."""
+    go_deaf_to_sigterm()  # Ray runs this in the main thread; Dask's have a plugin
     config, teacher = recipe.workers, recipe.teacher
     assert config is not None, "a worker's recipe has workers"
     claim_gpus(teacher.device, teacher.tensor_parallel)

@@ -1,6 +1,7 @@
 """Clusters of Dask and of Ray that are there before a run, each in a process of its own."""
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
@@ -35,6 +36,11 @@ sys.stdin.read()
 ray.shutdown()
 """,
 }
+
+
+def new_token() -> dict[str, str]:
+    """The environment by which a cluster of Ray and those who join it know each other."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager

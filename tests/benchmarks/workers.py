@@ -18,7 +18,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from clusters import running_cluster  # noqa: E402
+from clusters import new_token, running_cluster  # noqa: E402
 
 from flows.local import ensure_server  # noqa: E402
 from pipeline.demo.corpus import ASSETS  # noqa: E402
@@ -46,6 +46,7 @@ def worker_speedup(engine: str, recipe: Path, folder: Path, *, runs: int = RUNS)
     from the first shard that is given out to the last that is committed.
     """
     seconds: dict[int, list[float]] = {1: [], 2: []}
+    os.environ |= new_token()
     with ExitStack() as stack:
         address: dict[int, str] = {}
         for count in seconds:

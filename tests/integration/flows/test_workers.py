@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from clusters import running_cluster
+from clusters import new_token, running_cluster
 from tiny import files_of
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -119,9 +119,11 @@ def deadly(write_recipe, models, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_shard_that_keeps_killing_workers_is_given_up_and_the_others_are_made(
-    engine, deadly, tidecache, tmp_path
+    engine, deadly, tidecache, tmp_path, monkeypatch
 ):
     recipe, teacher = deadly
+    for name, value in new_token().items():
+        monkeypatch.setenv(name, value)
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # copies of the teacher's own code
     with running_cluster(engine, tmp_path, workers=2, environment=modules) as address:
         options = workers(engine, *teacher, f"workers.address={address}")
