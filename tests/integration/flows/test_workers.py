@@ -56,9 +56,22 @@ def committed(recipe: Path) -> list[Path]:
     return list((recipe.parent / "cache" / "ledger").glob("*.json"))
 
 
+@pytest.fixture(autouse=True)
+def token(monkeypatch):
+    """Before the command starts: a token of this test's own, for it and for a cluster it joins."""
+    for name, value in new_token().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """Where the cache that one process makes is, once it is made."""
+    return tmp_path_factory.mktemp("alone") / "cache"
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_killed_and_stopped_half_way_workers_make_what_one_process_makes(
-    engine, write_recipe, tidecache
+    engine, write_recipe, tidecache, alone
 ):
     recipe = write_recipe(records=SHARDS, records_per_part=1)
     command = tidecache("teacher-cache", str(recipe), *workers(engine))
@@ -83,12 +96,16 @@ def test_killed_and_stopped_half_way_workers_make_what_one_process_makes(
     num_made = len(committed(recipe))
     assert 3 <= num_made < SHARDS
     assert [path.name for path in (recipe.parent / "cache" / "tmp").iterdir()] == ["lock"]
-    rest = run_teacher_cache(load_recipe(recipe))
-    assert (rest.shards_found, rest.shards_made) == (num_made, SHARDS - num_made)
-    alone = load_recipe(recipe, [f"cache.path={recipe.parent / 'alone'}"])
-    run_teacher_cache(alone)
+    if not alone.exists():
+        run_teacher_cache(load_recipe(recipe, [f"cache.path={alone}"]))
+    names = {path.stem for path in committed(recipe)}
+    want = {
+        path: data
+        for path, data in files_of(alone).items()
+        if not path.startswith(("ledger/", "shards/")) or Path(path).parts[1].split(".")[0] in names
+    }
     shutil.rmtree(recipe.parent / "cache" / ".prefect")  # the server's, beside what is made
-    assert files_of(recipe.parent / "cache") == files_of(recipe.parent / "alone")
+    assert files_of(recipe.parent / "cache") == want
 
 
 @pytest.fixture
@@ -119,11 +136,9 @@ def deadly(write_recipe, models, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_shard_that_keeps_killing_workers_is_given_up_and_the_others_are_made(
-    engine, deadly, tidecache, tmp_path, monkeypatch
+    engine, deadly, tidecache, tmp_path
 ):
     recipe, teacher = deadly
-    for name, value in new_token().items():
-        monkeypatch.setenv(name, value)
     modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # copies of the teacher's own code
     with running_cluster(engine, tmp_path, workers=2, environment=modules) as address:
         options = workers(engine, *teacher, f"workers.address={address}")
