@@ -25,6 +25,18 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def remote_code_cache(tmp_path_factory):
+    """Where transformers puts the code that checkpoints bring: not into the user's own cache."""
+    from transformers import dynamic_module_utils
+
+    folder = tmp_path_factory.mktemp("remote-code")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
 def make_recipe(tiny):
     """`make_recipe(kind, folder, **{"noise.views": 3})`: a recipe of pipeline "a" or "b"."""
     return tiny.recipe

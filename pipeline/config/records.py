@@ -47,7 +47,10 @@ class FilesSource(StrictModel):
 
 
 class HubSource(StrictModel):
-    """A data set that `datasets.load_dataset` knows; a branch is taken at its commit of the day."""
+    """A data set that `datasets.load_dataset` knows; a branch is taken at its commit of the day.
+
+    Where response_contains is given, records whose response lacks that text are no part of it.
+    """
 
     type: Literal["hub"]
     name: Name
@@ -56,6 +59,17 @@ class HubSource(StrictModel):
     split: Name
     fields: RecordFields = MessagesField()
     id_field: Name | None = None
+    response_contains: Name | None = None
 
 
-RecordsConfig = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+RecordSource = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+
+
+class MixtureSource(StrictModel):
+    """Several sources, one after the other, as one set of records."""
+
+    type: Literal["mixture"]
+    sources: Annotated[tuple[RecordSource, ...], Field(min_length=2)]
+
+
+RecordsConfig = Annotated[FilesSource | HubSource | MixtureSource, Field(discriminator="type")]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # rows that must not move are bit-equal in practice; kernels may still reorder a sum
 _STILL = 1e-4
+# padding goes through a mixture's experts too, whose sums it reorders in the model's own dtype
+_PADDING_UNSEEN = 1e-2
 
 Forward = Callable[[Tensor], Tensor]  # token ids [1, S] -> hidden states [1, S, H] of one half
 
@@ -41,11 +43,26 @@ def full_attention_faults(forward: Forward, ids_S: Tensor) -> list[str]:
     return [] if first > _STILL else [f"the first row does not see the last token ({first:.2g})"]
 
 
+def padding_faults(forward: Forward, ids_S: Tensor, num_real: int) -> list[str]:
+    """What is wrong with padding: no row of a real token may see what stands after `num_real`."""
+    other_S = ids_S.clone()
+    other_S[num_real:] = ids_S[: len(ids_S) - num_real]
+    moved = _distance(forward, ids_S, other_S)[:num_real].max().item()
+    if moved <= _PADDING_UNSEEN:
+        return []
+    return [f"rows see the padding after them (moved by {moved:.2g})"]
+
+
 @torch.no_grad()
 def _moved(forward: Forward, ids_S: Tensor, *, at: int) -> Tensor:
     """How far each row moves when one token changes, relative to the rows' size."""
     changed_S = ids_S.clone()
     changed_S[at] = ids_S[at - 1] if ids_S[at - 1] != ids_S[at] else (ids_S[at] + 1) % ids_S.max()
+    return _distance(forward, ids_S, changed_S)
+
+
+@torch.no_grad()
+def _distance(forward: Forward, ids_S: Tensor, changed_S: Tensor) -> Tensor:
     before_SH, after_SH = forward(ids_S[None])[0].float(), forward(changed_S[None])[0].float()
     moved_S, size_S = _norm(after_SH - before_SH), _norm(before_SH)
     return moved_S / size_S.clamp_min(1e-12)

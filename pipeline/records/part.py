@@ -22,11 +22,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One span of one file (or of one data set, with its commit)."""
+    """One span of one file (or of one data set, with its commit), of a mixture's n-th source."""
 
     number: int
     file: str
     span: Span
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

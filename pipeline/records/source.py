@@ -1,10 +1,11 @@
 """Records from files or a data set: indexed in one streaming pass, then read part by part."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
-from pipeline.config.records import FilesSource, HubSource, RecordsConfig
+from pipeline.config.records import FilesSource, HubSource, MixtureSource, RecordsConfig
 from pipeline.records import hub, jsonl, parquet
 from pipeline.records.files import is_parquet, matching_files
 from pipeline.records.parse import columns, to_record
@@ -20,6 +21,10 @@ def index_records(config: RecordsConfig, records_per_part: int) -> RecordIndex:
     The fingerprint also covers which fields are read: other fields are other data.
     """
     assert records_per_part > 0, "a part holds at least one record"
+    if isinstance(config, MixtureSource):
+        return _one_after_the_other(
+            [index_records(one, records_per_part) for one in config.sources]
+        )
     names = columns(config.fields, config.id_field)
     fields = {"fields": config.fields.model_dump(), "id_field": config.id_field}
     digest = sha256(json.dumps(fields, sort_keys=True).encode())
@@ -48,6 +53,8 @@ def read_records(config: RecordsConfig, part: Part) -> Iterator[Record | Skip]:
     A plain file of lines is read from the part's first byte, a Parquet file from its row group; a
     gzipped one has to be decompressed from its beginning.
     """
+    if isinstance(config, MixtureSource):
+        config = config.sources[part.source]
     ids: set[str] = set()
     for row in _rows(config, part):
         record = row if isinstance(row, Skip) else to_record(row, config.fields, config.id_field)
@@ -60,8 +67,21 @@ def read_records(config: RecordsConfig, part: Part) -> Iterator[Record | Skip]:
         yield record
 
 
+def _one_after_the_other(indices: Sequence[RecordIndex]) -> RecordIndex:
+    """The parts of all, numbered through."""
+    of_source = [(source, part) for source, index in enumerate(indices) for part in index.parts]
+    return RecordIndex(
+        fingerprint=sha256("\n".join(index.fingerprint for index in indices).encode()).hexdigest(),
+        num_records=sum(index.num_records for index in indices),
+        parts=tuple(
+            replace(part, number=number, source=source)
+            for number, (source, part) in enumerate(of_source)
+        ),
+    )
+
+
 def _scanned(
-    config: RecordsConfig, names: list[str], records_per_part: int
+    config: FilesSource | HubSource, names: list[str], records_per_part: int
 ) -> Iterator[tuple[str, bytes, list[Span]]]:
     if isinstance(config, HubSource):
         yield hub.scan(config, names, records_per_part)
@@ -73,7 +93,7 @@ def _scanned(
             yield file, *jsonl.scan(file, records_per_part)
 
 
-def _rows(config: RecordsConfig, part: Part) -> Rows:
+def _rows(config: FilesSource | HubSource, part: Part) -> Rows:
     names = columns(config.fields, config.id_field)
     if isinstance(config, HubSource):
         return hub.read(config, part, names)

@@ -3,16 +3,23 @@
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.models import StudentConfig
 from pipeline.diffusion.leak import block_attention_faults
 from pipeline.student.forward import masked_hidden
 from storage_schemas.errors import RecipeError
 
+# Checkpoints of autoregressive architectures retrained for diffusion: the weights are the plain
+# architecture's, and only the mask, which is ours to give, differs.
+_PLAIN = {"a2d-qwen3": "qwen3", "a2d-qwen2": "qwen2", "a2d-llama": "llama"}
+
 
 def load_student(config: StudentConfig) -> PreTrainedModel:
-    """The student in float32, the dtype of its weights in training; autocast does the rest."""
+    """The student in float32, the dtype of its weights in training; autocast does the rest.
+
+    An `a2d-*` checkpoint is loaded, and later saved, as the plain architecture that it holds.
+    """
     options: dict[str, Any] = {
         "trust_remote_code": config.trust_remote_code,
         "dtype": torch.float32,
@@ -21,6 +28,11 @@ def load_student(config: StudentConfig) -> PreTrainedModel:
     if config.revision is not None:
         options["revision"] = config.revision
     try:
+        fields, _ = cast("Any", PretrainedConfig).get_config_dict(
+            config.model, revision=config.revision
+        )
+        if plain := _PLAIN.get(fields.pop("model_type", "")):
+            options["config"] = cast("Any", AutoConfig).for_model(plain, **fields)
         return cast("Any", AutoModelForCausalLM).from_pretrained(config.model, **options)
     except (OSError, ValueError) as error:
         raise RecipeError(

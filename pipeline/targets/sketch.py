@@ -7,6 +7,7 @@ that the row's own likeliest tokens see.
 Axes: M position, H hidden size, R sketch dimension, V vocabulary, K likely token.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -135,33 +136,43 @@ def round_shaped(
     to the best integer given the errors made so far, if those before it could still be any real
     number (Babai's nearest plane). That takes the Schur complement of what is before, which with
     few rows of S costs R K^2 and not R^3: with P = (I_K + sum_{j < lo} s_j s_j')^-1, columns
-    [lo, hi) have the complement I + S_b' P S_b.
+    [lo, hi) have the complement I + S_b' P S_b. P starts at I and shrinks as columns are added, so
+    the complements are made from the first block to the last, and used from the last to the first.
     """
-    _, num_seen, rank = seen_MKR.shape
+    rank = seen_MKR.shape[2]
+    columns = [slice(at, min(at + _COLUMNS, rank)) for at in range(0, rank, _COLUMNS)]
+    blocks = list(_complements([seen_MKR[:, :, block] for block in columns]))
     whole_MR = torch.zeros_like(target_MR)
     felt_MK = torch.zeros_like(seen_MKR[:, :, 0])  # S e over the errors made so far
-    eye_KK = torch.eye(num_seen, dtype=target_MR.dtype, device=target_MR.device)
-    inner_MKK = eye_KK + seen_MKR @ seen_MKR.mT
-    for stop in range(rank, 0, -_COLUMNS):
-        start = max(0, stop - _COLUMNS)
-        block_MKB = seen_MKR[:, :, start:stop]
-        inner_MKK = inner_MKK - block_MKB @ block_MKB.mT
-        root_MKK = _cholesky(inner_MKK)
-        both = torch.cat([block_MKB, felt_MK[..., None]], dim=-1)
-        both = _solve_lower(root_MKK, both)
-        solved_MKB, pull_MK1 = both[..., :-1], both[..., -1:]
-        schur_MBB = solved_MKB.mT @ solved_MKB
-        schur_MBB.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        upper_MBB = _cholesky(schur_MBB).mT
-        pull_MB1 = solved_MKB.mT @ pull_MK1
+    for block, (inner_MKB, upper_MBB) in reversed(list(zip(columns, blocks, strict=True))):
         # the errors that would undo what is felt already
+        pull_MB1 = inner_MKB.mT @ felt_MK[..., None]
         wanted_MB = -torch.cholesky_solve(pull_MB1, upper_MBB, upper=True)[..., 0]
-        error_MB = _round_block(
-            target_MR[:, start:stop], wanted_MB, upper_MBB, threshold_R[start:stop]
-        )
-        whole_MR[:, start:stop] = target_MR[:, start:stop] - error_MB
-        felt_MK += (block_MKB @ error_MB[..., None])[..., 0]
+        error_MB = _round_block(target_MR[:, block], wanted_MB, upper_MBB, threshold_R[block])
+        whole_MR[:, block] = target_MR[:, block] - error_MB
+        felt_MK += (seen_MKR[:, :, block] @ error_MB[..., None])[..., 0]
     return whole_MR.round()  # they are integers but for the subtraction
+
+
+def _complements(
+    blocks: Sequence[Tensor],  # [M, K, B], of which the last may be narrower
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """P S_b, and the upper factor of the Schur complement I + S_b' P S_b, block after block."""
+    inverse_MKK: Tensor | None = None  # P; none while it is I
+    for number, seen_MKB in enumerate(blocks):
+        inner_MKB = seen_MKB if inverse_MKK is None else inverse_MKK @ seen_MKB
+        schur_MBB = seen_MKB.mT @ inner_MKB
+        schur_MBB.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        lower_MBB = _cholesky(schur_MBB)
+        yield inner_MKB, lower_MBB.mT
+        if number + 1 == len(blocks):
+            return
+        solved_MBK = _solve_lower(lower_MBB, inner_MKB.mT)
+        if inverse_MKK is None:
+            size = seen_MKB.shape[1]
+            eye_KK = torch.eye(size, dtype=seen_MKB.dtype, device=seen_MKB.device)
+            inverse_MKK = eye_KK.repeat(len(seen_MKB), 1, 1)
+        inverse_MKK.baddbmm_(solved_MBK.mT, solved_MBK, alpha=-1)
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pipeline.config.recipe import Recipe, SharedTokenizer
 from pipeline.records.reserve import REASON
 from pipeline.teacher.calibrate import Reserved
 from pipeline.teacher.families import family_named
+from pipeline.teacher.fit import check_family, check_mask
 from pipeline.text.pair import make_pair
 from pipeline.text.tokenizer import ChatTokenizer, check_shared_vocabulary
 from storage_schemas.errors import RecipeError, RecordError
@@ -19,9 +20,11 @@ _SEARCH_PART = 8  # one in so many reserved records is for the search of a step
 
 def load_tokenizers(recipe: Recipe) -> tuple[ChatTokenizer, ChatTokenizer]:
     """The student's and the teacher's, refused before any work where they cannot serve."""
+    check_family(recipe.teacher)
     student = load_tokenizer(recipe.student)
     teacher = load_teacher_tokenizer(recipe.teacher)
     _ = student.mask_id, teacher.mask_id  # both are needed
+    check_mask(recipe.teacher, teacher)
     if isinstance(recipe.pipeline, SharedTokenizer):
         check_shared_vocabulary(student, teacher, recipe.pipeline.vocab)
     return student, teacher

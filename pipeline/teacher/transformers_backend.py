@@ -12,20 +12,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pipeline.config.models import TeacherConfig
-from pipeline.diffusion.leak import block_attention_faults, full_attention_faults
-from pipeline.teacher.attention import mask_argument
+from pipeline.diffusion.leak import (
+    block_attention_faults,
+    full_attention_faults,
+    padding_faults,
+)
+from pipeline.teacher.attention import attention_arguments
 from pipeline.teacher.backend import RowBlock
+from pipeline.teacher.checkpoint import load_checkpoint
+from pipeline.teacher.device import batch_tokens, torch_device
 from pipeline.teacher.families import Family, family_named
 from pipeline.teacher.families.native import NATIVE
 from pipeline.teacher.keep import Keep, RowKeeper
+from pipeline.teacher.kernels import PACKED, Kernel, choose_kernel, implementation_of
 from storage_schemas.errors import TeacherError
 from storage_schemas.views import TeacherPass
 
 _LOG = logging.getLogger(__name__)
 _LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
+# Largest difference of equal logits, as a share of the largest: other shapes reorder sums.
+_SAME_IN_FLOAT32, _SAME_IN_16_BITS = 1e-4, 2e-2
 
 
 class TransformersBackend:
@@ -42,37 +51,38 @@ class TransformersBackend:
         block_size: int | None,
         batch_tokens: int,
         family: Family = NATIVE,
+        kernel: Kernel = "sdpa",
     ) -> None:
         self._model = model.eval()
+        self._kernel: Kernel = kernel
         self._family = family
         self._block_size = block_size
         self._batch_tokens = batch_tokens
         self._ready: RowKeeper | None = None
         self._check_attention()
+        self._check_head()
+        self._is_padding_hidden = self._hides_padding()
 
     @classmethod
     def load(cls, config: TeacherConfig, *, block_size: int | None) -> "TransformersBackend":
         """The recipe's teacher, on its device."""
-        options: dict[str, Any] = {
-            "trust_remote_code": config.trust_remote_code,
-            "dtype": getattr(torch, config.dtype),
-            "attn_implementation": "sdpa",
-        }
-        if config.revision is not None:
-            options["revision"] = config.revision
-        try:
-            model = cast("Any", AutoModelForCausalLM).from_pretrained(config.model, **options)
-        except (OSError, ValueError) as error:
-            raise TeacherError(
-                f"expected a teacher that transformers can load at {config.model!r}, got: {error}"
-            ) from error
-        device = torch_device(config.device)
+        family, device = family_named(config.family), torch_device(config.device)
+        kernel, why = choose_kernel(
+            config.kernel,
+            family=family,
+            is_block=block_size is not None,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+        )
+        model = load_checkpoint(config, implementation=implementation_of(kernel))
         _LOG.info("teacher %s on %s in %s", config.model, device, config.dtype)
+        _LOG.info("attention kernel %s: %s", kernel, why)
         return cls(
-            model.to(device),
+            cast("Any", model).to(device),
             block_size=block_size,
-            batch_tokens=config.batch_tokens,
-            family=family_named(config.family),
+            batch_tokens=batch_tokens(config, device),
+            family=family,
+            kernel=kernel,
         )
 
     @property
@@ -119,8 +129,11 @@ class TransformersBackend:
     def _next_group(self, waiting: list[int], passes: Sequence[TeacherPass]) -> list[int]:
         """The longest of those that wait, as many as a batch holds."""
         halves = 1 if self._block_size is None else 2
-        longest = len(passes[waiting[-1]].clean_ids_T) * halves
-        return waiting[-max(1, self._batch_tokens // longest) :][::-1]
+        longest = len(passes[waiting[-1]].clean_ids_T)
+        group = waiting[-max(1, self._batch_tokens // (longest * halves)) :][::-1]
+        if self._is_padding_hidden:
+            return group
+        return [i for i in group if len(passes[i].clean_ids_T) == longest]
 
     def _halve(self, num_passes: int, error: torch.OutOfMemoryError) -> None:
         if num_passes == 1:
@@ -188,23 +201,40 @@ class TransformersBackend:
     ) -> Float[Tensor, "B T H"]:
         """What the head is given at the noised tokens."""
         num_tokens = noised_ids_BT.shape[1]
-        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
-        if self._block_size is None:
-            ids, copies = noised_ids_BT, 1
-        else:
-            ids, copies = torch.cat([clean_ids_BT, noised_ids_BT], 1), 2
-        arguments = mask_argument(
+        ids, arguments = self._inputs(clean_ids_BT, noised_ids_BT, is_real_BT)
+        hidden = self._before_head(ids, arguments)
+        if self._kernel not in PACKED:
+            return hidden[:, -num_tokens:]
+        hidden_BTH = hidden.new_zeros(*is_real_BT.shape, hidden.shape[-1])
+        hidden_BTH[is_real_BT] = hidden[0]
+        return hidden_BTH
+
+    def _inputs(
+        self,
+        clean_ids_BT: Int[Tensor, "B T"],
+        noised_ids_BT: Int[Tensor, "B T"],
+        is_real_BT: Bool[Tensor, "B T"],
+    ) -> tuple[Int[Tensor, "rows tokens"], dict[str, Any]]:
+        """The ids of a forward call, the noised tokens last, and what goes with them."""
+        num_tokens = noised_ids_BT.shape[1]
+        arguments = attention_arguments(
             self._family,
             is_real_BT,
             self._block_size,
-            implementation=cast("Any", self._model.config)._attn_implementation,
+            kernel=self._kernel,
             dtype=self._model.dtype,
         )
-        if copies == 2:
-            arguments["position_ids"] = position_T.repeat(copies)[None].expand(len(ids), -1)
-        return self._before_head(ids, arguments)[:, -num_tokens:]
+        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
+        if self._kernel in PACKED:
+            arguments["position_ids"] = position_T.expand(is_real_BT.shape)[is_real_BT][None]
+            return noised_ids_BT[is_real_BT][None], arguments
+        if self._block_size is None:
+            return noised_ids_BT, arguments
+        ids = torch.cat([clean_ids_BT, noised_ids_BT], 1)
+        arguments["position_ids"] = position_T.repeat(2)[None].expand(len(ids), -1)
+        return ids, arguments
 
-    def _before_head(self, ids: Int[Tensor, "B N"], arguments: dict[str, Any]) -> Tensor:
+    def _before_head(self, ids: Int[Tensor, "rows tokens"], arguments: dict[str, Any]) -> Tensor:
         """Runs the model; its head is given nothing to do, and what it would have read is returned.
 
         Every architecture has a head and a `forward`; where the body is, and what it returns, each
@@ -230,34 +260,80 @@ class TransformersBackend:
 
     def _check_attention(self) -> None:
         """Raise unless the loaded model attends as the recipe says."""
+
+        def forward(ids_BT: Tensor) -> Tensor:
+            noised_BT = ids_BT if self._block_size is None else torch.ones_like(ids_BT)
+            return self._hidden(ids_BT, noised_BT, torch.ones_like(ids_BT, dtype=torch.bool))
+
+        if self._block_size is None:
+            faults = full_attention_faults(forward, self._probe())
+        else:
+            faults = block_attention_faults(forward, self._probe(), self._block_size)
+        if faults:
+            raise self._misread_mask(faults)
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Raise unless the head's rows are the model's own logits.
+
+        An architecture that scales or caps its logits after the head would be cached wrong.
+        """
+        ids_1T = self._probe()[None]
+        is_real_1T = torch.ones_like(ids_1T, dtype=torch.bool)
+        rows_TV = self._logits(self._hidden(ids_1T, ids_1T, is_real_1T)[0])
+        ids, arguments = self._inputs(ids_1T, ids_1T, is_real_1T)
+        output = cast("Any", self._model)(input_ids=ids, use_cache=False, **arguments)
+        own_TV = output.logits[0, -len(rows_TV) :].float()
+        reach, own_reach = rows_TV.abs().max().item(), own_TV.abs().max().item()
+        error = (own_TV - rows_TV).abs().max().item()
+        is_exact = self._model.dtype == torch.float32
+        allowed = (_SAME_IN_FLOAT32 if is_exact else _SAME_IN_16_BITS) * reach
+        if not error <= allowed:  # this way round NaN is a fault
+            raise TeacherError(
+                f"expected the logits of {type(self._model).__name__} to be what its head makes of "
+                f"the last hidden states, within {allowed:.2g}, got a difference of {error:.3g} "
+                f"(the largest is {own_reach:.3g}, the head's {reach:.3g}): it scales or caps them "
+                f"afterwards, so it cannot serve as a teacher"
+            )
+
+    def _hides_padding(self) -> bool:
+        """Whether what stands in padding moves no row.
+
+        A model that is bidirectional by itself and leaves its mask unread can still answer passes
+        of one length together; one that should be block-wise cannot.
+        """
+        ids_T = self._probe()
+        num_real = len(ids_T) // 3 * 2
+        is_real_1T = (torch.arange(len(ids_T), device=ids_T.device) < num_real)[None]
+
+        def forward(ids_BT: Tensor) -> Tensor:
+            return self._hidden(ids_BT, ids_BT, is_real_1T)
+
+        faults = padding_faults(forward, ids_T, num_real)
+        if faults and self._block_size is not None:
+            raise self._misread_mask(faults)
+        if faults:
+            _LOG.warning(
+                "%s leaves its mask unread (%s): only passes of one length go together",
+                type(self._model).__name__,
+                "; ".join(faults),
+            )
+        return not faults
+
+    def _probe(self) -> Int[Tensor, " T"]:
+        """Three blocks of arbitrary tokens."""
         generator = torch.Generator().manual_seed(0)
         num_tokens = 3 * (self._block_size or 8)
         high = min(1000, self.vocab_size)
-        ids_T = torch.randint(2, high, (num_tokens,), generator=generator).to(self.device)
+        return torch.randint(2, high, (num_tokens,), generator=generator).to(self.device)
 
-        def forward(ids_BT: Tensor) -> Tensor:
-            is_real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-            noised_BT = ids_BT if self._block_size is None else torch.ones_like(ids_BT)
-            return self._hidden(ids_BT, noised_BT, is_real_BT)
-
-        if self._block_size is None:
-            faults = full_attention_faults(forward, ids_T)
-        else:
-            faults = block_attention_faults(forward, ids_T, self._block_size)
-        if faults:
-            regime = "full" if self._block_size is None else "block"
-            raise TeacherError(
-                f"the teacher does not attend as attention.type = {regime!r} asks: "
-                f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
-                f"misreads the mask that it is given, so it cannot serve as a teacher this way"
-            )
-
-
-def torch_device(name: str) -> torch.device:
-    """The named device; `auto` is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    def _misread_mask(self, faults: list[str]) -> TeacherError:
+        regime = "full" if self._block_size is None else "block"
+        return TeacherError(
+            f"the teacher does not attend as attention.type = {regime!r} asks: "
+            f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
+            f"misreads the mask that it is given, so it cannot serve as a teacher this way"
+        )
 
 
 def _padded(rows: Sequence[NDArray[Any]]) -> Tensor:

@@ -2,16 +2,17 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import AutoConfig
 
 from pipeline.config.models import ModelSource
+from pipeline.teacher.checkpoint import stored_config
 from storage_schemas.errors import TeacherError
 
 
 def weights_digest(source: ModelSource) -> str:
-    """SHA-256 over a folder's config and safetensors files; for a hub name, the resolved commit."""
+    """SHA-256 over a folder's config and safetensors files; for a hub name, the resolved commit.
+
+    Where the folder's own code runs, its *.py count too: code decides the numbers.
+    """
     folder = Path(source.model)
     if not folder.is_dir():
         return f"commit:{_hub_commit(source)}"
@@ -21,26 +22,18 @@ def weights_digest(source: ModelSource) -> str:
             f"expected config.json and *.safetensors in {folder}, got "
             f"{sorted(path.name for path in folder.iterdir())}"
         )
+    if source.trust_remote_code:
+        files += sorted(folder.glob("**/*.py"))
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            digest.update(f"{path.name}\0".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
 
 
 def _hub_commit(source: ModelSource) -> str:
-    try:
-        config = cast("Any", AutoConfig).from_pretrained(
-            source.model,
-            revision=source.revision or "main",
-            trust_remote_code=source.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"expected a folder or a hub model at {source.model!r}, got: {error}"
-        ) from error
-    commit = getattr(config, "_commit_hash", None)
+    commit = stored_config(source).get("_commit_hash")
     if not commit:
         raise TeacherError(f"cannot tell the commit of hub model {source.model!r}; name a revision")
     return str(commit)

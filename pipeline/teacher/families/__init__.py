@@ -10,9 +10,14 @@ from pipeline.teacher.families.wedlm import WEDLM
 _FAMILIES = {one.name: one for one in (NATIVE, NATIVE_SHIFTED, LLADA, LLADA2, WEDLM, DREAM)}
 
 
+def family_of_model_type(model_type: str) -> Family | None:
+    """The family whose checkpoints say so in their config.json, where one is known."""
+    return next((one for one in _FAMILIES.values() if model_type in one.model_types), None)
+
+
 def family_named(name: str) -> Family:
     """The family of that name; recipes hold no other."""
     return _FAMILIES[name]
 
 
-__all__ = ["Family", "family_named"]
+__all__ = ["Family", "family_named", "family_of_model_type"]

@@ -5,6 +5,7 @@ from pipeline.teacher.families.family import Family
 NATIVE = Family(
     name="native",
     checkpoint=None,
+    model_types=frozenset(),
     attentions=frozenset({"full", "block"}),
     mask_id=None,
     mask_form="tensor",
@@ -15,6 +16,7 @@ NATIVE = Family(
 NATIVE_SHIFTED = Family(
     name="native_shifted",
     checkpoint=None,
+    model_types=frozenset(),
     attentions=frozenset({"full"}),
     mask_id=None,
     mask_form="tensor",

@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.records import FilesSource, HubSource, PromptAndResponseFields, RecordsConfig
+from pipeline.config.records import (
+    FilesSource,
+    HubSource,
+    MixtureSource,
+    PromptAndResponseFields,
+    RecordsConfig,
+)
 from pipeline.records.part import RecordIndex
 from pipeline.records.source import index_records, read_part
 from storage_schemas.errors import RecipeError
@@ -469,6 +475,13 @@ def test_the_fingerprint_of_a_data_set_is_stable_and_tells_splits_apart(data_set
     assert train != index_records(_hub(data_set, "test"), 3).fingerprint
 
 
+def test_records_whose_response_lacks_a_text_are_no_part_of_a_data_set(data_set: Path):
+    chosen = _hub(data_set, response_contains="4")
+    assert _ids(_all(chosen)) == ["3"]  # 3 + 1 is 4
+    assert index_records(chosen, 3).num_records == 1
+    assert index_records(chosen, 3).fingerprint != index_records(_hub(data_set), 3).fingerprint
+
+
 def test_the_fingerprint_of_a_folder_on_disk_follows_its_content(data_set: Path):
     before = index_records(_hub(data_set), 3).fingerprint
     _write_parquet(data_set / "data" / "train.parquet", [_row(i) for i in range(1, 8)], 2)
@@ -514,3 +527,42 @@ def test_a_branch_is_indexed_and_read_at_its_commit(
     assert {part.file for part in index.parts} == {f"{data_set}@{commit}"}
     assert _ids(list(read_part(_hub(data_set), index, 1))) == ["4", "5", "6"]
     assert set(asked) == {commit}
+
+
+# Mixtures
+
+
+def _mixture(*sources: FilesSource | HubSource) -> MixtureSource:
+    return MixtureSource(type="mixture", sources=sources)
+
+
+@pytest.fixture
+def two_kinds(tmp_path: Path) -> tuple[FilesSource, FilesSource]:
+    """Conversations by id, and questions with answers, which have none."""
+    chats, questions = tmp_path / "b.jsonl", tmp_path / "a.jsonl"
+    chats.write_bytes(b"\n".join(map(_line, range(5))))
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(4)]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    return _files(chats), _files(questions, id_field=None, fields=_PAIR)
+
+
+def test_a_mixture_is_its_sources_one_after_the_other(two_kinds: tuple[FilesSource, FilesSource]):
+    mixture = _mixture(*two_kinds)
+    assert _all(mixture) == [*_all(two_kinds[0]), *_all(two_kinds[1])]
+    index = index_records(mixture, 3)
+    assert index.num_records == 9
+    assert [part.number for part in index.parts] == [0, 1, 2, 3]
+    assert [part.span.num_records for part in index.parts] == [3, 2, 3, 1]
+
+
+def test_a_mixture_is_other_data_in_another_order(two_kinds: tuple[FilesSource, FilesSource]):
+    both = {
+        index_records(_mixture(*sources), 3).fingerprint for sources in (two_kinds, two_kinds[::-1])
+    }
+    alone = {index_records(source, 3).fingerprint for source in two_kinds}
+    assert len(both | alone) == 4
+
+
+def test_a_mixture_of_one_is_refused(two_kinds: tuple[FilesSource, FilesSource]):
+    with pytest.raises(ValidationError, match="at least 2"):
+        _mixture(two_kinds[0])
