@@ -734,3 +734,20 @@ def test_recipes_and_schemas_import_without_torch():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+# Workers
+
+
+def test_workers_need_a_device_that_is_not_one_gpus(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(CROSS)
+    workers = ["workers.type=ray", "workers.count=2"]
+    recipe = load_recipe(path, workers)
+    assert recipe.workers is not None
+    assert (recipe.workers.type, recipe.workers.count, recipe.workers.address) == ("ray", 2, None)
+    assert load_recipe(path).workers is None
+    with pytest.raises(RecipeError, match=r"each of which is given GPUs of its own, got 'cuda:1'"):
+        load_recipe(path, [*workers, "teacher.device=cuda:1"])
+    with pytest.raises(RecipeError, match=r"workers\.type: expected one of 'dask', 'ray'"):
+        load_recipe(path, ["workers.type=slurm", "workers.count=2"])
