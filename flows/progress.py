@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from storage_schemas.manifest import LedgerEntry
+from pipeline.shards.pace import Progress, duration
 
-OnShard = Callable[[LedgerEntry, int, int], None]
+OnShard = Callable[[Progress], None]
 OnLog = Callable[[dict[str, float]], None]
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -23,12 +23,13 @@ _TERMINAL: ContextVar[_Terminal | None] = ContextVar("tidecache_terminal", defau
 
 
 def report_shards(logger: Logger) -> OnShard:
-    """What to call with (entry, done, total) after each shard."""
+    """What to call after each shard."""
 
-    def log(entry: LedgerEntry, done: int, total: int) -> None:
-        views, skipped = entry.counts.num_views, sum(entry.counts.skips.values())
-        line = "shard %s: %d views, %d records skipped; %d of %d"
-        logger.info(line, entry.shard, views, skipped, done, total)
+    def log(progress: Progress) -> None:
+        counts = progress.entry.counts
+        views, skipped = counts.num_views, sum(counts.skips.values())
+        line = "shard %s: %d views, %d records skipped; %s"
+        logger.info(line, progress.entry.shard, views, skipped, progress)
 
     terminal = _TERMINAL.get()
     return log if terminal is None else terminal.on_shard
@@ -58,15 +59,22 @@ def reporting_to(*, on_shard: OnShard, on_log: OnLog) -> Generator[None]:
 def on_terminal() -> Generator[None]:
     """Shows shards as a bar, and metrics as lines, on standard error while the context lasts."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True, highlight=False)
-    columns = ("shards", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("shards", total=None, visible=False)
+    columns = ("shards", BarColumn(), MofNCompleteColumn(), "{task.fields[pace]}")
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task("shards", total=None, visible=False, pace="")
 
-        def on_shard(entry: LedgerEntry, done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=True)
+        def on_shard(progress: Progress) -> None:
+            bars.update(
+                task,
+                completed=progress.done,
+                total=progress.total,
+                visible=True,
+                pace=_short(progress),
+            )
 
         def on_log(metrics: dict[str, float]) -> None:
             console.print(_line(metrics))
@@ -77,3 +85,11 @@ def on_terminal() -> Generator[None]:
 
 def _line(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
+def _short(progress: Progress) -> str:
+    left = "" if progress.seconds_left is None else f"{duration(progress.seconds_left)} left  "
+    return (
+        f"{left}{progress.positions_per_second:,.0f} pos/s  "
+        f"{progress.tokens_per_second:,.0f} tok/s  {progress.num_bytes / 1e6:,.1f} MB"
+    )

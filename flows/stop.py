@@ -28,3 +28,13 @@ def stop_on_sigterm() -> Generator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def go_deaf_to_sigterm() -> None:
+    """From now on this process hears no SIGTERM, if called in its main thread.
+
+    For workers: a service manager sends it to every process of a run, but a worker is to finish
+    its shard, and is ended by the engine that started it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -11,43 +11,18 @@ from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Calibrated, Vocabularies
 from pipeline.config.recipe import Recipe, resolved_json
-from pipeline.diffusion.corrupt import corrupt
-from pipeline.records.reserve import is_reserved
-from pipeline.records.source import index_records, read_part
-from pipeline.teacher.answer import all_finite, answer_views
-from pipeline.teacher.backend import TeacherBackend
+from pipeline.records.source import index_records
+from pipeline.shards.pace import Pace, Progress
+from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 from pipeline.teacher.calibrate import calibrate
-from pipeline.teacher.examples import (
-    check_reserved,
-    load_tokenizers,
-    pair_or_skip,
-    reserved_for,
-    reserved_skip,
-)
+from pipeline.teacher.examples import check_reserved, load_tokenizers, reserved_for
 from pipeline.teacher.identity import cache_identity
-from pipeline.teacher.keep import Keep, KeepChunks, KeepTokens
-from pipeline.teacher.load import load_backend
+from pipeline.teacher.shard import ShardMaker
 from storage_schemas.errors import RecipeError
-from storage_schemas.examples import Pair, Record
-from storage_schemas.manifest import Counts, Layout, LedgerEntry, shard_name
-from storage_schemas.shard import ShardContent, StoredView
-from storage_schemas.skips import Skip
+from storage_schemas.manifest import Counts, Layout, LedgerEntry
+from storage_schemas.skips import NOT_FINITE
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkItem:
-    """One shard to make: views [view_start, view_stop) of one part of the records."""
-
-    part: int
-    view_start: int
-    view_stop: int
-
-    @property
-    def shard(self) -> str:
-        """The shard's name."""
-        return shard_name(self.part, self.view_start, self.view_stop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,34 +46,38 @@ class TeacherCacheStage:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._student, self._teacher = load_tokenizers(recipe)
-        self._index = index_records(recipe.records, recipe.cache.records_per_part)
-        if self._index.num_records == 0:
+        tokenizers = load_tokenizers(recipe)
+        student, self._teacher = tokenizers
+        index = index_records(recipe.records, recipe.cache.records_per_part)
+        if index.num_records == 0:
             raise RecipeError("expected a record or more in [records], got none")
-        self._backend: TeacherBackend | None = None
-        self._keep: Keep | None = None
-        identity = cache_identity(recipe, self._student, self._teacher, self._index.fingerprint)
-        self._identity = identity
+        self._parts = index.parts
+        self.found = RecordsFound(fingerprint=index.fingerprint, num_records=index.num_records)
+        identity = cache_identity(recipe, *tokenizers, index.fingerprint)
         reserved = identity.kept.calibration_records
-        check_reserved(reserved, self._index.num_records)
-        self._writer = CacheWriter.open(
-            recipe.cache.path,
-            identity,
-            Layout(records_per_part=recipe.cache.records_per_part),
-            Vocabularies(
-                student=dict(enumerate(self._student.vocabulary())),
-                teacher=dict(enumerate(self._teacher.vocabulary())),
-            ),
-            self._calibrate if reserved else None,
-        )
+        check_reserved(reserved, index.num_records)
+        self._maker = ShardMaker(recipe, tokenizers, identity, self.found)
+        try:
+            self._writer = CacheWriter.open(
+                recipe.cache.path,
+                identity,
+                Layout(records_per_part=recipe.cache.records_per_part),
+                Vocabularies(
+                    student=dict(enumerate(student.vocabulary())),
+                    teacher=dict(enumerate(self._teacher.vocabulary())),
+                ),
+                self._calibrate if reserved else None,
+            )
+        except BaseException:
+            self._maker.close()
+            raise
         self.address = self._writer.store.address
         self.digest = identity.digest
         try:
-            self.work, self.num_committed = self._plan()
+            self.work, self.num_committed = self._plan(recipe.noise.views)
             self._writer.write_recipe(resolved_json(recipe))
         except BaseException:
-            self._writer.close()
+            self.close()
             raise
 
     @classmethod
@@ -122,138 +101,76 @@ class TeacherCacheStage:
 
     def close(self) -> None:
         """Let go of the teacher and of the cache's scratch folder."""
-        if self._backend is not None:
-            self._backend.close()
-            self._backend = None
+        self._maker.close()
         self._writer.close()
 
-    def make_shard(self, item: WorkItem) -> LedgerEntry:
-        """Noise, teacher, targets and commit for one shard."""
-        recipe = self._recipe
-        pairs, skips = self._read_pairs(item.part)
-        views = [
-            (row, corrupt(pair, seed=recipe.noise.seed, view=view, eps=recipe.noise.eps))
-            for row, pair in enumerate(pairs)
-            for view in range(item.view_start, item.view_stop)
-        ]
-        compdemo = recipe.noise.compdemo
-        asked = [(pairs[row], corruption) for row, corruption in views]
-        answers = answer_views(
-            self._teacher_backend(),
-            asked,
-            mask_id=self._teacher.mask_id,
-            seed=recipe.noise.seed,
-            demo_ratio=compdemo.ratio if compdemo is not None else None,
-            keep=self._wanted(),
-        )
-        targets = all_finite(asked, answers)
-        content = ShardContent(
-            part=item.part,
-            view_start=item.view_start,
-            view_stop=item.view_stop,
-            examples=tuple(pairs),
-            views=tuple(
-                StoredView(example=row, corruption=corruption, targets=answer)
-                for (row, corruption), answer in zip(views, targets, strict=True)
-            ),
-            skips=tuple(skips),
-        )
-        return self._writer.commit(content)
+    def close_teacher(self) -> None:
+        """Let go of the teacher alone: its memory is wanted by others."""
+        self._maker.close()
 
-    def _plan(self) -> tuple[tuple[WorkItem, ...], int]:
-        parts = [part.number for part in self._index.parts]
+    def make_shard(self, item: WorkItem) -> MadeShard:
+        """Noise, teacher, targets and commit for one shard."""
+        return self._maker.make(item, self._writer)
+
+    def _plan(self, views: int) -> tuple[tuple[WorkItem, ...], int]:
+        parts = {part.number: part for part in self._parts}
         work = [
-            WorkItem(part=part, view_start=views.start, view_stop=views.stop)
-            for part, views in self._writer.missing(parts, self._recipe.noise.views)
+            WorkItem(part=parts[number], view_start=missing.start, view_stop=missing.stop)
+            for number, missing in self._writer.missing(parts, views)
         ]
         return tuple(work), len(read_ledger(self._writer.store))
 
-    def _read_pairs(self, part: int) -> tuple[list[Pair], list[Skip]]:
-        """The examples of a part that are to be cached; what is not is a Skip."""
-        pairs: list[Pair] = []
-        skips: list[Skip] = []
-        for record in read_part(self._recipe.records, self._index, part):
-            if isinstance(record, Record) and self._is_reserved(record):
-                record = reserved_skip(record)
-            found = record if isinstance(record, Skip) else self._pair(record)
-            if isinstance(found, Skip):
-                skips.append(found)
-            else:
-                pairs.append(found)
-        return pairs, skips
-
-    def _is_reserved(self, record: Record) -> bool:
-        return is_reserved(
-            record.id,
-            seed=self._recipe.noise.seed,
-            count=self._identity.kept.calibration_records,
-            num_records=self._index.num_records,
-        )
-
-    def _pair(self, record: Record) -> Pair | Skip:
-        return pair_or_skip(record, self._recipe, self._student, self._teacher)
-
     def _calibrate(self) -> Calibrated:
         """The basis of a new cache, from the records that are reserved for it."""
-        pairs: list[Pair] = []
-        for part in self._index.parts:
-            for record in read_part(self._recipe.records, self._index, part.number):
-                if isinstance(record, Record) and self._is_reserved(record):
-                    pair = self._pair(record)
-                    pairs += [pair] if isinstance(pair, Pair) else []
+        pairs = self._maker.reserved_pairs(self._parts)
         _LOG.info("calibration on %d reserved records", len(pairs))
-        reserved = reserved_for(pairs, self._identity.noise, self._teacher.mask_id)
-        return calibrate(self._teacher_backend(), reserved, self._identity.kept)
+        identity = self._maker.identity
+        reserved = reserved_for(pairs, identity.noise, self._teacher.mask_id)
+        return calibrate(self._maker.teacher(), reserved, identity.kept)
 
-    def _wanted(self) -> Keep:
-        """What is kept of each row; one object for all shards, so that it is made ready once."""
-        if self._keep is None:
-            kept = self._identity.kept
-            self._keep = (
-                KeepTokens(
-                    k=kept.top_k,
-                    temperatures=kept.temperatures,
-                    vocab_size=kept.vocab_size,
-                    basis=self._writer.basis,
-                )
-                if kept.has_tokens
-                else KeepChunks()
-            )
-        return self._keep
 
-    def _teacher_backend(self) -> TeacherBackend:
-        if self._backend is None:
-            backend = load_backend(self._recipe.teacher, block_size=self._recipe.teacher_block_size)
-            if backend.vocab_size < self._identity.kept.vocab_size:
-                raise RecipeError(
-                    f"expected a teacher with at least {self._identity.kept.vocab_size} logits a "
-                    f"position, got {backend.vocab_size}; check pipeline.vocab and the teacher's "
-                    f"tokenizer"
-                )
-            self._backend = backend
-        return self._backend
+class JoinedCache:
+    """A cache that another process has made, open for making shards of it.
+
+    Every process reads the weights and tokenizers that it finds: where they are not those that the
+    cache was made from, it refuses.
+    """
+
+    def __init__(self, recipe: Recipe, found: RecordsFound) -> None:
+        tokenizers = load_tokenizers(recipe)
+        identity = cache_identity(recipe, *tokenizers, found.fingerprint)
+        layout = Layout(records_per_part=recipe.cache.records_per_part)
+        self._maker = ShardMaker(recipe, tokenizers, identity, found)
+        self._writer = CacheWriter.join(recipe.cache.path, identity, layout)
+
+    def make_shard(self, item: WorkItem) -> MadeShard:
+        """Noise, teacher, targets and commit for one shard."""
+        return self._maker.make(item, self._writer)
+
+    def close(self) -> None:
+        """Lets go of the teacher and of the cache's scratch folder."""
+        self._maker.close()
+        self._writer.close()
 
 
 def run_teacher_cache(
     recipe: Recipe,
     *,
-    on_shard: Callable[[LedgerEntry, int, int], None] = lambda entry, done, total: None,
+    on_shard: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CacheSummary:
-    """Make every shard that the ledger lacks; after each, `on_shard(entry, done, total)`.
+    """Make every shard that the ledger lacks, in this process; after each, `on_shard(progress)`.
 
     A stop is honoured between shards: what was begun is committed.
     """
     began = time.monotonic()
-    made = 0
     with TeacherCacheStage.open(recipe) as stage:
+        pace = Pace(item.most_views for item in stage.work)
         for item in stage.work:
             if should_stop():
                 break
-            entry = stage.make_shard(item)
-            made += 1
-            on_shard(entry, made, len(stage.work))
-        return summarize(stage, shards_made=made, seconds=time.monotonic() - began)
+            on_shard(pace.after(stage.make_shard(item), item.most_views))
+        return summarize(stage, shards_made=pace.done, seconds=time.monotonic() - began)
 
 
 def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> CacheSummary:
@@ -273,7 +190,10 @@ def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> 
 
 
 def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
-    """The counts of a whole cache; a part's records count once, however many shards it has."""
+    """The counts of a whole cache; a part's records count once, however many shards it has.
+
+    Records that the teacher had no finite answer for count once a shard that they are missing in.
+    """
     skips: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     seen: set[int] = set()
@@ -281,6 +201,8 @@ def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
         counts = entry.counts.model_dump(exclude={"skips"})
         if entry.part in seen:
             counts |= {"num_records": 0, "num_examples": 0}
+            not_finite = entry.counts.skips.get(NOT_FINITE, 0)
+            skips.update({NOT_FINITE: not_finite} if not_finite else {})
         else:
             skips.update(entry.counts.skips)
         seen.add(entry.part)

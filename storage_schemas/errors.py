@@ -31,6 +31,10 @@ class TeacherError(TidecacheError, RuntimeError):
     """The teacher cannot be loaded, or does not attend as its family should."""
 
 
+class LostWorkersError(TidecacheError, RuntimeError):
+    """Shards were given up, each after several worker processes had died of it."""
+
+
 class CacheMissingError(TidecacheError, FileNotFoundError):
     """There is no cache, or no committed shard, where one was expected."""
 

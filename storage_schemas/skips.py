@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+NOT_FINITE = "teacher_not_finite"  # the one reason that depends on the view, hence on the shard
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.cache.files import (
@@ -151,10 +151,13 @@ class LocalWriter:
                 shutil.rmtree(staging, ignore_errors=True)
 
     def close(self) -> None:
-        """Gives back the scratch folder."""
-        if self._scratch_lock is not None:
-            _end_scratch(self._scratch, self._scratch_lock)
-            self._scratch_lock = None
+        """Gives back the scratch folder, and those of writers that died meanwhile."""
+        if self._scratch_lock is None:
+            return
+        _end_scratch(self._scratch, self._scratch_lock)
+        self._scratch_lock = None
+        with suppress(OSError), exclusive(self._root / SCRATCH_FOLDER / _LOCK_FILE):
+            _remove_scratch_of_the_dead(self._root / SCRATCH_FOLDER)
 
     def _enter(self, staging: Path, folder: str, record: str) -> bool:
         """The last steps. The hard link decides, should locks not hold."""

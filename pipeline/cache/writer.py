@@ -109,6 +109,18 @@ class CacheWriter:
             raise
         return cls(store, manifest, writer, basis)
 
+    @classmethod
+    def join(cls, address: str | Path, identity: CacheIdentity, layout: Layout) -> "CacheWriter":
+        """Opens a cache that is there, for one more process of the run that opened it.
+
+        What that run has checked already, the files of all shards, is not checked again.
+        """
+        store = open_store(address)
+        manifest = read_manifest(store)
+        _refuse_other_inputs(store, manifest, identity, layout)
+        basis = read_basis(store, manifest)
+        return cls(store, manifest, store.open_writer(), basis)
+
     def __enter__(self) -> "CacheWriter":
         return self
 
@@ -130,6 +142,14 @@ class CacheWriter:
         """The views of a part that are in the ledger, whoever wrote them."""
         ranges = committed_views(self.store).get(part, [])
         return frozenset(view for views in ranges for view in views)
+
+    def entry(self, shard: str) -> LedgerEntry | None:
+        """A shard's entry in the ledger, or None if it is not committed."""
+        path = f"{LEDGER_FOLDER}/{shard}.json"
+        try:
+            return parse_entry(path, self.store.read(path))
+        except FileNotFoundError:
+            return None
 
     def missing_views(self, part: int, views: int) -> list[range]:
         """The runs of the views 0 .. views - 1 that the ledger lacks, rising."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from storage_schemas.errors import CacheCorruptError, TidecacheError
+from storage_schemas.errors import CacheCorruptError, RecipeError, TidecacheError
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
@@ -235,6 +235,11 @@ def _teacher_cache_plain(recipe: "Recipe") -> dict[str, Any]:
     from flows.stop import stop_on_sigterm
     from pipeline.teacher_cache import run_teacher_cache
 
+    if recipe.workers is not None:
+        raise RecipeError(
+            "expected no [workers] with --no-prefect: they are reached through Prefect, got "
+            f"workers.type = {recipe.workers.type!r}; leave one of the two out"
+        )
     with stop_on_sigterm() as stop:
         summary = run_teacher_cache(recipe, on_shard=report_shards(_LOG), should_stop=stop.is_set)
     if not summary.is_complete:

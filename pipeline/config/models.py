@@ -29,7 +29,10 @@ class ModelSource(StrictModel):
     def _remote_code_is_pinned(self) -> "ModelSource":
         if self.trust_remote_code and self.revision is None:
             raise ValueError(
-                "trust_remote_code = true needs a pinned revision (a commit hash), got none"
+                f"trust_remote_code = true needs a pinned revision (a commit hash), got none; ask "
+                f'for the newest with python -c "from huggingface_hub import model_info; '
+                f"print(model_info('{self.model}').sha)\", and read that commit's *.py before you "
+                f"set revision to it"
             )
         return self
 
@@ -72,11 +75,12 @@ FamilyName = Literal["native", "native_shifted", "llada", "llada2", "wedlm", "dr
 
 
 class TeacherConfig(ModelSource):
-    """The teacher, and what runs it. A pass holds at most `batch_tokens` tokens, padding included.
+    """The teacher, and what runs it.
 
-    backend `auto` is vLLM where it is installed, serves the family and passes its check. kernel
-    chooses transformers' attention: `auto` by the device and the mask. tensor_parallel: GPUs that
-    share one teacher, in vLLM.
+    A batch holds at most `batch_tokens` tokens, padding included: 16384 on a GPU and 2048 on a CPU
+    where the recipe names none. backend `auto` is vLLM where it is installed, serves the family and
+    passes its check. kernel chooses transformers' attention: `auto` by the device and the mask.
+    tensor_parallel: GPUs that share one teacher, in vLLM.
     """
 
     family: FamilyName = "native"
@@ -84,9 +88,9 @@ class TeacherConfig(ModelSource):
     length: Count = 1024
     dtype: Dtype = "bfloat16"
     device: Device = "auto"
-    batch_tokens: Count = 16384
+    batch_tokens: Count | None = None
     backend: Literal["auto", "transformers", "vllm"] = "auto"
-    kernel: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"
+    kernel: Literal["auto", "sdpa", "packed", "flash", "flex", "eager"] = "auto"
     tensor_parallel: Count = 1
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
 from pipeline.config.records import RecordsConfig
 from pipeline.config.train import TrainConfig
+from pipeline.config.workers import WorkersConfig
 from storage_schemas.errors import RecipeError
 
 
@@ -37,7 +38,10 @@ class SharedTokenizer(StrictModel):
 
 
 class Recipe(StrictModel):
-    """Both stages. Stage 2 reads [student], [cache], [objective] and [train] only."""
+    """Both stages. Stage 2 reads [student], [cache], [objective] and [train] only.
+
+    Without [workers], stage 1 runs in the process that is asked to run it.
+    """
 
     pipeline: Annotated[CrossTokenizer | SharedTokenizer, Field(discriminator="type")]
     records: RecordsConfig
@@ -46,12 +50,19 @@ class Recipe(StrictModel):
     noise: NoiseConfig = NoiseConfig()
     targets: TargetsConfig
     cache: CacheConfig
+    workers: WorkersConfig | None = None
     objective: ObjectiveConfig = MaskedNll()
     train: TrainConfig
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        if mistakes := [*_misfits(self.pipeline, self.targets, self.objective)]:
+        mistakes = [*_misfits(self.pipeline, self.targets, self.objective)]
+        if self.workers is not None and ":" in self.teacher.device:
+            mistakes.append(
+                f"expected teacher.device = 'auto', 'cuda' or 'cpu' with [workers], each of which "
+                f"is given GPUs of its own, got {self.teacher.device!r}"
+            )
+        if mistakes:
             raise ValueError("; ".join(mistakes))
         return self
 

@@ -47,7 +47,10 @@ class FilesSource(StrictModel):
 
 
 class HubSource(StrictModel):
-    """A data set that `datasets.load_dataset` knows; a branch is taken at its commit of the day."""
+    """A data set that `datasets.load_dataset` knows; a branch is taken at its commit of the day.
+
+    Where response_contains is given, records whose response lacks that text are no part of it.
+    """
 
     type: Literal["hub"]
     name: Name
@@ -56,6 +59,7 @@ class HubSource(StrictModel):
     split: Name
     fields: RecordFields = MessagesField()
     id_field: Name | None = None
+    response_contains: Name | None = None
 
 
 RecordSource = Annotated[FilesSource | HubSource, Field(discriminator="type")]

@@ -8,7 +8,7 @@ from flows.call import StoppedRun, call_student_train, call_teacher_cache
 from flows.local import ensure_server
 from flows.progress import reporting_to
 from pipeline.demo.bars import Advance
-from storage_schemas.manifest import LedgerEntry
+from pipeline.shards.pace import Progress
 
 
 def start_prefect(output: Path) -> None:
@@ -20,9 +20,13 @@ def run_stage_1(recipe: Path, advance: Advance) -> None:
     """The flow `teacher-cache`."""
     skips: Counter[str] = Counter()
 
-    def on_shard(entry: LedgerEntry, done: int, total: int) -> None:
-        skips.update(entry.counts.skips)
-        advance(done, total, ", ".join(f"{count} {reason}" for reason, count in skips.items()))
+    def on_shard(progress: Progress) -> None:
+        skips.update(progress.entry.counts.skips)
+        advance(
+            progress.done,
+            progress.total,
+            ", ".join(f"{count} {reason}" for reason, count in skips.items()),
+        )
 
     with reporting_to(on_shard=on_shard, on_log=lambda metrics: None):
         _until_stopped(call_teacher_cache, recipe, ())
@@ -36,7 +40,7 @@ def run_stage_2(recipe: Path, overrides: Sequence[str], advance: Advance) -> Non
             step = round(metrics["step"])
             advance(step, round(step / metrics["progress"]), f"loss {metrics['loss']:.3f}")
 
-    with reporting_to(on_shard=lambda entry, done, total: None, on_log=on_log):
+    with reporting_to(on_shard=lambda progress: None, on_log=on_log):
         _until_stopped(call_student_train, recipe, overrides)
 
 

@@ -4,9 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
-
-from transformers import AutoConfig
+from typing import Any
 
 from pipeline.cache.reader import CacheReader
 from pipeline.config.recipe import Recipe
@@ -26,6 +24,7 @@ from pipeline.plan.sizes import (
 )
 from pipeline.plan.spectrum import SMOL, Anchor, estimate_sketch
 from pipeline.student_train import num_steps
+from pipeline.teacher.checkpoint import stored_config
 from pipeline.teacher.examples import check_reserved
 from pipeline.teacher.identity import kept_identity, noise_identity, teacher_identity
 from pipeline.teacher_cache import total_counts
@@ -366,18 +365,15 @@ def _is_of(reader: CacheReader | None, recipe: Recipe) -> bool:
 
 def _hidden_size(recipe: Recipe) -> int:
     """The teacher's, read from its configuration alone."""
-    source = recipe.teacher
-    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
-    if source.revision is not None:
-        options["revision"] = source.revision
-    try:
-        config = cast("Any", AutoConfig).from_pretrained(source.model, **options)
-        return int(config.get_text_config().hidden_size)
-    except (OSError, ValueError, AttributeError) as error:
+    fields = stored_config(recipe.teacher)
+    fields = fields.get("text_config") or fields
+    size = fields.get("hidden_size") or fields.get("d_model")
+    if not isinstance(size, int):
         raise TeacherError(
-            f"expected a teacher at {source.model!r} whose config.json names its hidden_size, "
-            f"got: {error}"
-        ) from error
+            f"expected a teacher at {recipe.teacher.model!r} whose config.json names its "
+            f"hidden_size, got {size!r}"
+        )
+    return size
 
 
 def _used(reader: CacheReader) -> Used:

@@ -43,12 +43,16 @@ def index_records(config: RecordsConfig, records_per_part: int) -> RecordIndex:
 def read_part(
     config: RecordsConfig, index: RecordIndex, part_number: int
 ) -> Iterator[Record | Skip]:
+    """`read_records` of a part by its number."""
+    return read_records(config, index.parts[part_number])
+
+
+def read_records(config: RecordsConfig, part: Part) -> Iterator[Record | Skip]:
     """Each record of one part, in order; a bad one is a Skip, and so is an id seen in this part.
 
     A plain file of lines is read from the part's first byte, a Parquet file from its row group; a
     gzipped one has to be decompressed from its beginning.
     """
-    part = index.parts[part_number]
     if isinstance(config, MixtureSource):
         config = config.sources[part.source]
     ids: set[str] = set()

@@ -55,7 +55,7 @@ class SketchEncoder:
     ) -> Int[Tensor, "M R"]:
         """The integers of each row, int16; equal rows give equal integers."""
         rank = self.encode_HR.shape[1]
-        likely = min(_LIKELY, -(-logits_MV.shape[1] // _LIKELY_PART))
+        likely = num_likely(logits_MV.shape[1])
         rows = max(1, _GATHERED // (likely * rank))
         parts = [
             self._encode(hidden_MH[at : at + rows], logits_MV[at : at + rows], likely)
@@ -67,7 +67,13 @@ class SketchEncoder:
     def _encode(
         self, hidden_MH: Float[Tensor, "M H"], logits_MV: Float[Tensor, "M V"], likely: int
     ) -> Int[Tensor, "M R"]:
-        coefficient_MR = self.coefficients(hidden_MH)
+        target_MR = self.coefficients(hidden_MH)
+        rounded_MR = round_shaped(target_MR, self.seen(logits_MV, likely), self.threshold_R)
+        limit = torch.iinfo(torch.int16).max
+        return rounded_MR.clamp(-limit, limit).to(torch.int16)
+
+    def seen(self, logits_MV: Float[Tensor, "M V"], likely: int) -> Float[Tensor, "M K R"]:
+        """What each row's likely tokens see of an error in its coefficients, weighted."""
         logit_MK, id_MK = logits_MV.topk(likely, dim=-1)
         scaled_M1 = (logits_MV / self.temperature).logsumexp(-1, keepdim=True)
         share_MK = (logit_MK / self.temperature - scaled_M1).exp()
@@ -77,13 +83,16 @@ class SketchEncoder:
         square_MK = share_MK**2
         weight_MK = _BY_SHARE * share_MK + _BY_SQUARE * square_MK / square_MK.sum(-1, keepdim=True)
         seen_MKR *= weight_MK.sqrt()[..., None]
-        limit = torch.iinfo(torch.int16).max
-        rounded_MR = round_shaped(coefficient_MR, seen_MKR, self.threshold_R)
-        return rounded_MR.clamp(-limit, limit).to(torch.int16)
+        return seen_MKR
 
     def coefficients(self, hidden_MH: Float[Tensor, "M H"]) -> Float[Tensor, "M R"]:
         """What the integers round: the row's coefficients, in steps."""
         return (hidden_MH.float() - self.mean_H) @ self.encode_HR / self.step
+
+
+def num_likely(vocab_size: int) -> int:
+    """How many tokens of a row its rounding protects."""
+    return min(_LIKELY, -(-vocab_size // _LIKELY_PART))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,12 @@ def check_family(config: TeacherConfig) -> None:
             f"checkpoints bring their own code, got false; set it, with a revision that pins the "
             f"code, once you have read it"
         )
+    if not family.is_native and config.kernel not in ("auto", family.implementation):
+        raise RecipeError(
+            f"expected teacher.kernel = 'auto' for family {family.name!r}, got {config.kernel!r}: "
+            f"its own code reads masks as {family.implementation!r} attention does, and was tried "
+            f"with no other"
+        )
     check_pinned(config)
     _check_model_type(config, family)
 

@@ -20,19 +20,21 @@ from pipeline.diffusion.leak import (
     full_attention_faults,
     padding_faults,
 )
-from pipeline.teacher.attention import mask_argument
+from pipeline.teacher.attention import attention_arguments
 from pipeline.teacher.backend import RowBlock
 from pipeline.teacher.checkpoint import load_checkpoint
+from pipeline.teacher.device import batch_tokens, torch_device
 from pipeline.teacher.families import Family, family_named
 from pipeline.teacher.families.native import NATIVE
 from pipeline.teacher.keep import Keep, RowKeeper
+from pipeline.teacher.kernels import PACKED, Kernel, choose_kernel, implementation_of
 from storage_schemas.errors import TeacherError
 from storage_schemas.views import TeacherPass
 
 _LOG = logging.getLogger(__name__)
 _LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
-# Largest difference of equal logits, of the largest logit: other shapes reorder sums.
-_SAME_LOGITS = {True: 1e-4, False: 2e-2}  # float32, and what has 8 or 11 bits
+# Largest difference of equal logits, as a share of the largest: other shapes reorder sums.
+_SAME_IN_FLOAT32, _SAME_IN_16_BITS = 1e-4, 2e-2
 
 
 class TransformersBackend:
@@ -49,8 +51,10 @@ class TransformersBackend:
         block_size: int | None,
         batch_tokens: int,
         family: Family = NATIVE,
+        kernel: Kernel = "sdpa",
     ) -> None:
         self._model = model.eval()
+        self._kernel: Kernel = kernel
         self._family = family
         self._block_size = block_size
         self._batch_tokens = batch_tokens
@@ -62,15 +66,23 @@ class TransformersBackend:
     @classmethod
     def load(cls, config: TeacherConfig, *, block_size: int | None) -> "TransformersBackend":
         """The recipe's teacher, on its device."""
-        family = family_named(config.family)
-        model = load_checkpoint(config, implementation=family.implementation)
-        device = torch_device(config.device)
+        family, device = family_named(config.family), torch_device(config.device)
+        kernel, why = choose_kernel(
+            config.kernel,
+            family=family,
+            is_block=block_size is not None,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+        )
+        model = load_checkpoint(config, implementation=implementation_of(kernel))
         _LOG.info("teacher %s on %s in %s", config.model, device, config.dtype)
+        _LOG.info("attention kernel %s: %s", kernel, why)
         return cls(
             cast("Any", model).to(device),
             block_size=block_size,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=batch_tokens(config, device),
             family=family,
+            kernel=kernel,
         )
 
     @property
@@ -190,31 +202,39 @@ class TransformersBackend:
         """What the head is given at the noised tokens."""
         num_tokens = noised_ids_BT.shape[1]
         ids, arguments = self._inputs(clean_ids_BT, noised_ids_BT, is_real_BT)
-        return self._before_head(ids, arguments)[:, -num_tokens:]
+        hidden = self._before_head(ids, arguments)
+        if self._kernel not in PACKED:
+            return hidden[:, -num_tokens:]
+        hidden_BTH = hidden.new_zeros(*is_real_BT.shape, hidden.shape[-1])
+        hidden_BTH[is_real_BT] = hidden[0]
+        return hidden_BTH
 
     def _inputs(
         self,
         clean_ids_BT: Int[Tensor, "B T"],
         noised_ids_BT: Int[Tensor, "B T"],
         is_real_BT: Bool[Tensor, "B T"],
-    ) -> tuple[Int[Tensor, "B N"], dict[str, Any]]:
+    ) -> tuple[Int[Tensor, "rows tokens"], dict[str, Any]]:
         """The ids of a forward call, the noised tokens last, and what goes with them."""
         num_tokens = noised_ids_BT.shape[1]
-        arguments = mask_argument(
+        arguments = attention_arguments(
             self._family,
             is_real_BT,
             self._block_size,
-            implementation=cast("Any", self._model.config)._attn_implementation,
+            kernel=self._kernel,
             dtype=self._model.dtype,
         )
+        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
+        if self._kernel in PACKED:
+            arguments["position_ids"] = position_T.expand(is_real_BT.shape)[is_real_BT][None]
+            return noised_ids_BT[is_real_BT][None], arguments
         if self._block_size is None:
             return noised_ids_BT, arguments
-        position_T = torch.arange(num_tokens, device=noised_ids_BT.device)
         ids = torch.cat([clean_ids_BT, noised_ids_BT], 1)
         arguments["position_ids"] = position_T.repeat(2)[None].expand(len(ids), -1)
         return ids, arguments
 
-    def _before_head(self, ids: Int[Tensor, "B N"], arguments: dict[str, Any]) -> Tensor:
+    def _before_head(self, ids: Int[Tensor, "rows tokens"], arguments: dict[str, Any]) -> Tensor:
         """Runs the model; its head is given nothing to do, and what it would have read is returned.
 
         Every architecture has a head and a `forward`; where the body is, and what it returns, each
@@ -264,14 +284,16 @@ class TransformersBackend:
         ids, arguments = self._inputs(ids_1T, ids_1T, is_real_1T)
         output = cast("Any", self._model)(input_ids=ids, use_cache=False, **arguments)
         own_TV = output.logits[0, -len(rows_TV) :].float()
-        size, error = own_TV.abs().max().item(), (own_TV - rows_TV).abs().max().item()
-        allowed = _SAME_LOGITS[self._model.dtype == torch.float32] * rows_TV.abs().max().item()
+        reach, own_reach = rows_TV.abs().max().item(), own_TV.abs().max().item()
+        error = (own_TV - rows_TV).abs().max().item()
+        is_exact = self._model.dtype == torch.float32
+        allowed = (_SAME_IN_FLOAT32 if is_exact else _SAME_IN_16_BITS) * reach
         if not error <= allowed:  # this way round NaN is a fault
             raise TeacherError(
                 f"expected the logits of {type(self._model).__name__} to be what its head makes of "
                 f"the last hidden states, within {allowed:.2g}, got a difference of {error:.3g} "
-                f"(its own reach {size:.3g}, the head's {rows_TV.abs().max().item():.3g}): it "
-                f"scales or caps them afterwards, so it cannot serve as a teacher"
+                f"(the largest is {own_reach:.3g}, the head's {reach:.3g}): it scales or caps them "
+                f"afterwards, so it cannot serve as a teacher"
             )
 
     def _hides_padding(self) -> bool:
@@ -312,13 +334,6 @@ class TransformersBackend:
             f"{'; '.join(faults)}. Its architecture ({type(self._model).__name__}) ignores or "
             f"misreads the mask that it is given, so it cannot serve as a teacher this way"
         )
-
-
-def torch_device(name: str) -> torch.device:
-    """The named device; `auto` is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _padded(rows: Sequence[NDArray[Any]]) -> Tensor:

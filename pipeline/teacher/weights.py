@@ -2,11 +2,9 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import AutoConfig
 
 from pipeline.config.models import ModelSource
+from pipeline.teacher.checkpoint import stored_config
 from storage_schemas.errors import TeacherError
 
 
@@ -35,17 +33,7 @@ def weights_digest(source: ModelSource) -> str:
 
 
 def _hub_commit(source: ModelSource) -> str:
-    try:
-        config = cast("Any", AutoConfig).from_pretrained(
-            source.model,
-            revision=source.revision or "main",
-            trust_remote_code=source.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise TeacherError(
-            f"expected a folder or a hub model at {source.model!r}, got: {error}"
-        ) from error
-    commit = getattr(config, "_commit_hash", None)
+    commit = stored_config(source).get("_commit_hash")
     if not commit:
         raise TeacherError(f"cannot tell the commit of hub model {source.model!r}; name a revision")
     return str(commit)

@@ -198,7 +198,9 @@ def test_a_teacher_with_fewer_logits_than_shared_tokens_is_refused(make_recipe, 
     model.resize_token_embeddings(4000)
     model.save_pretrained(tmp_path / "small")
     tiny.tokenizers["teacher-b"].hf.save_pretrained(tmp_path / "small")
-    recipe = make_recipe("b", tmp_path, **{"teacher.model": str(tmp_path / "small")})
+    mask_token = tiny.tokenizers["teacher-b"].hf.convert_ids_to_tokens(100)  # the own is cut off
+    teacher = {"teacher.model": str(tmp_path / "small"), "teacher.mask_token": mask_token}
+    recipe = make_recipe("b", tmp_path, **teacher)
     with pytest.raises(RecipeError, match=r"at least 4096 logits a position, got 4000"):
         run_teacher_cache(recipe)
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and for
 
 # where -> the function that is not left alive when it is called for the n-th time
 STAGE_1_MOMENTS = {
-    "while the teacher answers the second shard": ("pipeline.teacher_cache.answer_views", 2),
+    "while the teacher answers the second shard": ("pipeline.teacher.shard.answer_views", 2),
     "while the second shard's files are written": ("pipeline.cache.files.write_durably", 27),
     "with the second shard written, before it has its name": ("pipeline.cache.files.publish", 3),
     "after the second shard, before the third": ("pipeline.cache.writer.encode_shard", 3),
@@ -37,7 +37,7 @@ import torch
 torch.set_num_threads(1)
 from pipeline.config.recipe import parse_recipe
 import pipeline.cache.files, pipeline.cache.local_store, pipeline.cache.writer
-import pipeline.student_train, pipeline.teacher_cache
+import pipeline.student_train, pipeline.teacher.shard, pipeline.teacher_cache
 
 def die_at(name, call):
     *modules, attribute = name.split(".")
@@ -53,7 +53,7 @@ def die_at(name, call):
         return real(*args, **options)
     for module in [
         owner, pipeline.cache.local_store, pipeline.cache.writer,
-        pipeline.teacher_cache, pipeline.student_train,
+        pipeline.teacher.shard, pipeline.student_train,
     ]:
         if getattr(module, attribute, None) is real:
             setattr(module, attribute, deadly)

@@ -150,7 +150,7 @@ def test_the_command_line_takes_a_url(remote, s3_server):
 
 
 def test_a_lost_connection_is_a_clear_error_and_a_later_run_completes(remote, local, s3_server):
-    def stop(entry, done, total):
+    def stop(progress):
         s3_server.stop()
 
     try:

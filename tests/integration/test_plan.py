@@ -13,7 +13,7 @@ from pipeline.plan.plan import Plan, plan_json, plan_recipe
 from pipeline.plan.settings import settings_of
 from pipeline.teacher import transformers_backend
 from pipeline.teacher_cache import run_teacher_cache
-from storage_schemas.errors import RecipeError, TokenizerError
+from storage_schemas.errors import RecipeError, TeacherError
 
 _BYTES = 0.25  # how far planned bytes may be from real ones
 _SAMPLED = 0.25  # and counts that were scaled up from half of the records
@@ -187,7 +187,7 @@ def test_what_cannot_be_planned_is_refused_as_a_run_would_refuse_it(make_recipe,
     greedy = make_recipe("b", tmp_path, targets={"type": "tokens"})
     with pytest.raises(RecipeError, match="expected fewer targets"):
         plan_recipe(greedy)
-    with pytest.raises(TokenizerError, match="expected a tokenizer at"):
+    with pytest.raises(TeacherError, match=r"expected a config\.json at"):
         plan_recipe(make_recipe("b", tmp_path, **{"teacher.model": str(tmp_path / "nobody")}))
     with pytest.raises(RecipeError, match="expected a sample of 1 record or more"):
         plan_recipe(make_recipe("b", tmp_path), sample=0)

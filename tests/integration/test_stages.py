@@ -39,7 +39,7 @@ def test_a_pipeline_runs_from_records_to_a_student(kind, make_recipe, tiny, tmp_
     recipe = make_recipe(kind, tmp_path)
     seen: list[tuple[str, int, int]] = []
     summary = run_teacher_cache(
-        recipe, on_shard=lambda entry, done, total: seen.append((entry.shard, done, total))
+        recipe, on_shard=lambda p: seen.append((p.entry.shard, p.done, p.total))
     )
     assert (summary.shards_made, summary.shards_found, summary.is_complete) == (3, 0, True)
     assert seen == [(f"p0000{i}-v0000-0002", i + 1, 3) for i in range(3)]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.config.cache import CompDemoConfig, SketchTailConfig, TokenTargets
 from pipeline.config.objective import Calm, CalmTidal, ReverseCalm, TidalConfig
 from pipeline.config.recipe import Recipe, load_recipe, parse_recipe, resolved_json
 from pipeline.config.records import FilesSource, PromptAndResponseFields
+from pipeline.teacher.families import family_named
 from storage_schemas.errors import RecipeError
 
 ROOT = Path(__file__).parents[3]
@@ -120,10 +122,44 @@ def _mistakes(fields: dict[str, Any]) -> dict[str, str]:
 # What loads
 
 
+def _is_unpinned(path: Path) -> bool:
+    """Runs code of others, at a commit that only its user can have chosen."""
+    teacher = tomllib.loads(path.read_text())["teacher"]
+    return "trust_remote_code" in teacher and "revision" not in teacher
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_every_recipe_of_the_repository_loads(path: Path):
-    recipe = load_recipe(path)
+    pin = [f"teacher.revision={'0' * 40}"] if _is_unpinned(path) else []
+    recipe = load_recipe(path, pin)
     assert parse_recipe(json.loads(resolved_json(recipe)), where=path.name) == recipe
+    assert recipe.teacher.attention.type in family_named(recipe.teacher.family).attentions
+
+
+UNPINNED = [path for path in RECIPES if _is_unpinned(path)]
+
+
+@pytest.mark.parametrize("path", UNPINNED, ids=[path.stem for path in UNPINNED])
+def test_a_recipe_that_runs_code_of_others_says_how_to_pin_it(path: Path):
+    with pytest.raises(RecipeError, match=r"teacher: .*needs a pinned revision.*model_info\('"):
+        load_recipe(path)
+
+
+def _stage_1(path: Path) -> dict[str, Any]:
+    fields = json.loads(resolved_json(load_recipe(path, [f"teacher.revision={'0' * 40}"])))
+    return {key: fields[key] for key in fields.keys() - {"objective", "train"}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tide_cross_llada2", "calm_cross_llada2"),
+        ("kl_shared_wedlm", "reverse_kl_shared_wedlm"),
+    ],
+)
+def test_recipes_that_name_one_cache_ask_for_the_same_one(one: str, other: str):
+    folder = ROOT / "flows" / "recipes"
+    assert _stage_1(folder / f"{one}.toml") == _stage_1(folder / f"{other}.toml")
 
 
 def test_a_short_recipe_gets_the_papers_defaults(cross: Path):
@@ -698,3 +734,20 @@ def test_recipes_and_schemas_import_without_torch():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+# Workers
+
+
+def test_workers_need_a_device_that_is_not_one_gpus(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(CROSS)
+    workers = ["workers.type=ray", "workers.count=2"]
+    recipe = load_recipe(path, workers)
+    assert recipe.workers is not None
+    assert (recipe.workers.type, recipe.workers.count, recipe.workers.address) == ("ray", 2, None)
+    assert load_recipe(path).workers is None
+    with pytest.raises(RecipeError, match=r"each of which is given GPUs of its own, got 'cuda:1'"):
+        load_recipe(path, [*workers, "teacher.device=cuda:1"])
+    with pytest.raises(RecipeError, match=r"workers\.type: expected one of 'dask', 'ray'"):
+        load_recipe(path, ["workers.type=slurm", "workers.count=2"])

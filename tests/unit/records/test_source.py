@@ -475,6 +475,13 @@ def test_the_fingerprint_of_a_data_set_is_stable_and_tells_splits_apart(data_set
     assert train != index_records(_hub(data_set, "test"), 3).fingerprint
 
 
+def test_records_whose_response_lacks_a_text_are_no_part_of_a_data_set(data_set: Path):
+    chosen = _hub(data_set, response_contains="4")
+    assert _ids(_all(chosen)) == ["3"]  # 3 + 1 is 4
+    assert index_records(chosen, 3).num_records == 1
+    assert index_records(chosen, 3).fingerprint != index_records(_hub(data_set), 3).fingerprint
+
+
 def test_the_fingerprint_of_a_folder_on_disk_follows_its_content(data_set: Path):
     before = index_records(_hub(data_set), 3).fingerprint
     _write_parquet(data_set / "data" / "train.parquet", [_row(i) for i in range(1, 8)], 2)

@@ -18,19 +18,16 @@ def test_a_student_is_loaded_in_float32_whatever_its_file_holds(tiny, tmp_path):
     assert load_student(StudentConfig(model=str(tmp_path))).dtype == torch.float32
 
 
-@pytest.mark.parametrize("model_type", ["a2d-qwen3"])
-def test_an_a2d_checkpoint_is_the_plain_architecture_with_its_weights(model_type, tiny, tmp_path):
+def test_an_a2d_checkpoint_is_the_plain_architecture_with_its_weights(tiny, tmp_path):
     folder = shutil.copytree(tiny.folder / "student", tmp_path / "a2d")
     fields = json.loads((folder / "config.json").read_text())
-    named = {"model_type": model_type, "architectures": ["A2DQwen3LMHeadModel"]}
+    named = {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"]}
     (folder / "config.json").write_text(json.dumps(fields | named))
     model, plain = load_student(StudentConfig(model=str(folder))), tiny.model("student")
     assert type(model) is Qwen3ForCausalLM
-    assert model.config.rope_parameters == plain.config.rope_parameters
-    for (name, weight), (_, want) in zip(
-        model.state_dict().items(), plain.state_dict().items(), strict=True
-    ):
-        assert torch.equal(weight, want), name
+    ids_BS = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids_BS).logits, plain(ids_BS).logits)
     ChatTokenizer.load(str(folder))
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())

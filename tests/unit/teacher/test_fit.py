@@ -69,6 +69,11 @@ def test_an_attention_that_a_family_does_not_have_is_refused(
         check_family(config)
 
 
+def test_a_kernel_that_a_familys_code_was_not_tried_with_is_refused(published):
+    with pytest.raises(RecipeError, match=r"teacher\.kernel = 'auto' for family 'llada2'"):
+        check_family(config_of(published["llada2"], "llada2", kernel="eager"))
+
+
 @pytest.mark.parametrize("named", ["native", "native_shifted", "llada2", "llada"])
 def test_a_checkpoint_of_another_family_is_refused_with_the_right_name(named, published):
     config = config_of(published["dream"], named)
@@ -203,6 +208,7 @@ def _tiny_shape(vocab_size):
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "make",
     [
@@ -211,7 +217,7 @@ def _tiny_shape(vocab_size):
     ],
     ids=["capped", "scaled"],
 )
-def test_an_architecture_that_caps_or_scales_its_logits_is_refused_with_figures(make):
+def test_an_architecture_that_caps_or_scales_its_logits_is_refused_with_figures(make, dtype):
     torch.manual_seed(0)
     with pytest.raises(TeacherError, match=r"within [\d.e-]+, got a difference of [\d.]+.*scales"):
-        TransformersBackend(make().eval(), block_size=None, batch_tokens=100)
+        TransformersBackend(make().to(dtype), block_size=None, batch_tokens=100)
