@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
-.PHONY: demo test test-vllm check format bench-demo bench-cache train-models clean
+.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -42,6 +42,10 @@ bench-demo: $(VENV)/.installed
 # Rewrites tests/benchmarks/results/cache.json and docs/sketch.png; the last line is JSON.
 bench-cache: $(VENV)/.installed-bench
 	$(BIN)/python tests/benchmarks/bench_cache.py
+
+# Where the real vLLM is; the last line is JSON.
+bench-teacher: $(VLLM_VENV)/.installed
+	$(VLLM_PYTHON) tests/benchmarks/bench_teacher.py
 
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed

@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +33,6 @@ import numpy as np
 import torch
 from native_model import HIDDEN, VOCAB, NativeTeacher
 from torch import Tensor
-#W
 
 from pipeline.diffusion.block_mask import hide_padding
 from pipeline.targets.calibrate import Moments, find_axes, fitted
@@ -69,7 +69,7 @@ def main() -> None:
         say("shares", began)
         figures |= measure_shaping(teacher, passes)
         say("shaping", began)
-        #W(root / "workers")
+        figures |= measure_workers(teacher)
         say("workers", began)
     print(json.dumps(figures), flush=True)
 
@@ -91,9 +91,7 @@ def measure_engines(teacher: NativeTeacher, passes: Sequence[TeacherPass]) -> di
     """Ours beside the plain loops, and vLLM's numbers beside transformers'."""
     config = teacher.recipe(teacher.folder / "unused").teacher
     ours = load_backend(config, block_size=None)
-    plain = load_backend(
-        config.model_copy(update={"backend": "transformers"}), block_size=None
-    )
+    plain = load_backend(config.model_copy(update={"backend": "transformers"}), block_size=None)
     assert isinstance(plain, TransformersBackend), "asked for by name"
     keep = KeepTokens(k=TOP_K, temperatures=(1.0,), vocab_size=VOCAB)
     by_length = sorted(passes, key=lambda one: len(one.clean_ids_T))
@@ -199,8 +197,8 @@ def in_order(
 ) -> KeptRows:
     """The kept rows, one batch of passes after the other, by pass and position."""
     blocks = list(backend.rows(passes, keep))
-    place = [np.concatenate(columns) for columns in zip(*((b.position_M, b.pass_M) for b in blocks))]
-    order = np.lexsort(place)
+    position_M = np.concatenate([block.position_M for block in blocks])
+    order = np.lexsort((position_M, np.concatenate([block.pass_M for block in blocks])))
     joined = KeptRows.joined([block.kept for block in blocks])
     return KeptRows(**{name: getattr(joined, name)[order] for name in KeptRows.__slots__})
 
@@ -301,7 +299,9 @@ def measure_shaping(teacher: NativeTeacher, passes: Sequence[TeacherPass]) -> di
             [by_cholesky(target_R, seen_KR, encoder.threshold_R) for target_R, seen_KR in rows]
         )
 
-    seconds = alternate({"ours": ours, "cholesky": cholesky, "factor": lambda: factors(seen_MKR[few])})
+    seconds = alternate(
+        {"ours": ours, "cholesky": cholesky, "factor": lambda: factors(seen_MKR[few])}
+    )
     agree = (shaped["ours"][few] == shaped["cholesky"]).double().mean().item()
     ours_a_row = seconds["ours"] / len(target_MR)
     return {
@@ -333,6 +333,17 @@ def by_cholesky(target_R: Tensor, seen_KR: Tensor, threshold_R: Tensor) -> Tenso
         whole_R[i] = shrink(best, threshold_R[i] / size**2).round()
         error_R[i] = target_R[i] - whole_R[i]
     return whole_R
+
+
+# --- workers
+
+
+def measure_workers(teacher: NativeTeacher) -> dict[str, float]:
+    """Two worker processes beside one, in a process of its own: no engine here is in its way."""
+    script = Path(__file__).with_name("workers.py")
+    command = [sys.executable, str(script), "--work", str(teacher.folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

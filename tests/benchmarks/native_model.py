@@ -114,11 +114,9 @@ class NativeTeacher:
             "cache": {"path": str(cache), "records_per_part": 64},
             "train": {"output": str(self.folder / "unused")},
         }
-        return parse_recipe(
-            fields,
-            where="benchmark",
-            overrides=[f"{k}={json.dumps(v)}" for k, v in overrides.items()],
-        )
+        fields |= {key: value for key, value in overrides.items() if isinstance(value, dict)}
+        dotted = [f"{k}={json.dumps(v)}" for k, v in overrides.items() if not isinstance(v, dict)]
+        return parse_recipe(fields, where="benchmark", overrides=dotted)
 
     def passes(self) -> list[TeacherPass]:
         """Each record's one pass under the first view's noise, in order."""

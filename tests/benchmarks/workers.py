@@ -1,12 +1,13 @@
 """How much faster two workers make stage 1 than one, on Dask and on Ray, one thread a worker.
 
-Start-up of the engine and of the teacher is apart: every run is on a warm cluster. Prints, as its
-last line, one JSON object: dask_speedup_2, ray_speedup_2.
+The model and the records are those of `native_model`. Start-up of the engine and of the teacher is
+apart: every run is on a warm cluster. Prints, as its last line, one JSON object: dask_speedup_2,
+ray_speedup_2.
 """
 
+import argparse
 import json
 import os
-import random
 import shutil
 import statistics
 import sys
@@ -19,24 +20,15 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from clusters import new_token, running_cluster  # noqa: E402
+from native_model import NUM_RECORDS, NativeTeacher  # noqa: E402
 
 from flows.local import ensure_server  # noqa: E402
 from pipeline.demo.corpus import ASSETS  # noqa: E402
 from storage_schemas.manifest import LEDGER_FOLDER, SHARDS_FOLDER  # noqa: E402
 
 ENGINES = ("dask", "ray")
-NUM_RECORDS, NUM_PARTS = 256, 16
-SHORTEST, LONGEST = 64, 256  # tokens of a sequence
+NUM_PARTS = 16
 RUNS = 3
-TEACHER = {  # about 50 million parameters
-    "hidden_size": 512,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "intermediate_size": 2048,
-    "tie_word_embeddings": True,
-}
 
 
 def worker_speedup(engine: str, recipe: Path, folder: Path, *, runs: int = RUNS) -> float:
@@ -59,7 +51,11 @@ def worker_speedup(engine: str, recipe: Path, folder: Path, *, runs: int = RUNS)
                 wall = _seconds(recipe, engine, count, address[count], cache)
                 if run:  # the first loads the teacher
                     walls.append(wall)
-                print(f"{engine}: {count} workers, run {run}: {wall:.2f} s", flush=True)
+                print(
+                    f"{engine}: {count} workers, run {run}: {wall:.2f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return statistics.median(seconds[1]) / statistics.median(seconds[2])
 
 
@@ -87,50 +83,25 @@ def _seconds(recipe: Path, engine: str, count: int, address: str, cache: Path) -
     return elapsed[-1]
 
 
-def write_inputs(folder: Path) -> Path:
-    """A random native teacher, records of SHORTEST to LONGEST tokens, and a recipe over them."""
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tokenizer-student")
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **TEACHER)).save_pretrained(
-        folder / "teacher"
-    )
-    tokenizer.save_pretrained(folder / "teacher")
-    draw = random.Random(0)
-    words = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii()]
-    lines = [
-        {
-            "id": f"r{i}",
-            "messages": [
-                {"role": "user", "content": "Write."},
-                {"role": "assistant", "content": " ".join(draw.choices(words, k=length // 2))},
-            ],
-        }
-        for i, length in enumerate(draw.choices(range(SHORTEST, LONGEST + 1), k=NUM_RECORDS))
-    ]
-    records = folder / "records.jsonl"
-    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+def write_recipe(teacher: NativeTeacher, folder: Path) -> Path:
+    """Stage 1 over the native teacher's records, in shards that two workers can share evenly."""
     recipe = folder / "recipe.toml"
     recipe.write_text(
         f"""
-pipeline = {{ type = "shared_tokenizer", vocab = {len(tokenizer)} }}
-records = {{ type = "files", paths = ["{records}"], id_field = "id" }}
-student = {{ model = "{folder}/teacher", length = {LONGEST}, block_size = 32 }}
-targets = {{ type = "tokens", k = 16, tail = {{ type = "even" }} }}
+pipeline = {{ type = "cross_tokenizer" }}
+records = {{ type = "files", paths = ["{teacher.folder}/records.jsonl"], id_field = "id" }}
+student = {{ model = "{ASSETS}/tokenizer-student", length = 1024, block_size = 32 }}
+targets = {{ type = "chunks", k = 16 }}
 noise = {{ views = 1 }}
 cache = {{ path = "{folder}/cache", records_per_part = {NUM_RECORDS // NUM_PARTS} }}
-objective = {{ type = "tidal_kl" }}
 train = {{ output = "{folder}/student" }}
 
 [teacher]
-model = "{folder}/teacher"
+model = "{teacher.folder}/teacher"
 attention = {{ type = "full" }}
-length = {LONGEST}
+length = 512
 dtype = "float32"
 device = "cpu"
-batch_tokens = 2048
 backend = "transformers"
 """
     )
@@ -138,16 +109,19 @@ backend = "transformers"
 
 
 def main() -> None:
-    """Both engines, on a model of its own."""
-    with tempfile.TemporaryDirectory() as name:
+    """Both engines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="keep the model and its tokenizer here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-workers-") as name:
         folder = Path(name)
+        teacher = NativeTeacher.make(arguments.work or folder / "teacher")
         ensure_server(folder / ".prefect", is_quiet=True)
-        recipe = write_inputs(folder)
+        recipe = write_recipe(teacher, folder)
         found = {
-            f"{engine}_speedup_2": round(worker_speedup(engine, recipe, folder), 3)
-            for engine in ENGINES
+            f"{engine}_speedup_2": worker_speedup(engine, recipe, folder) for engine in ENGINES
         }
-    print(json.dumps(found))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
