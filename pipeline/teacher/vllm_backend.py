@@ -19,9 +19,9 @@ from torch import nn
 from pipeline.config.models import TeacherConfig
 from pipeline.teacher.backend import RowBlock
 from pipeline.teacher.checkpoint_head import read_head
+from pipeline.teacher.device import batch_tokens, torch_device
 from pipeline.teacher.families import Family, family_named
 from pipeline.teacher.keep import Keep
-from pipeline.teacher.transformers_backend import torch_device
 from pipeline.teacher.vllm_check import Reference, check_engine
 from pipeline.teacher.vllm_engine import Engine, RowRequest, why_not_served
 from pipeline.teacher.vllm_plugin.wire import unpack, width
@@ -170,7 +170,7 @@ class VllmBackend:
     def _groups(self, asked: Sequence[_Asked], keep: Keep) -> Iterator[list[_Asked]]:
         """Requests for one call: a few batches, whose prefixes fit the cache together."""
         most = _Load(
-            tokens=_BATCHES_A_CALL * self._config.batch_tokens,
+            tokens=_BATCHES_A_CALL * batch_tokens(self._config, self.device),
             numbers=_NUMBERS_A_CALL,
             # the other half is for the blocks that are computed
             prefix=self._engine.kv_tokens // 2,

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from pipeline.config.models import TeacherConfig
 from pipeline.teacher.checkpoint import stored_config
+from pipeline.teacher.device import batch_tokens, torch_device
 from pipeline.teacher.families import family_named
 from pipeline.teacher.keep import Keep
-from pipeline.teacher.transformers_backend import torch_device
 from pipeline.teacher.vllm_plugin import SERVED, architecture, why_not_usable
 from pipeline.teacher.vllm_plugin.keep_file import write_keep
 from storage_schemas.errors import TeacherError
@@ -198,7 +198,8 @@ def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str
     """The arguments of vLLM's `LLM` for a recipe's teacher."""
     from vllm.config import PoolerConfig
 
-    is_cpu = torch_device(config.device).type == "cpu"
+    device = torch_device(config.device)
+    is_cpu, tokens = device.type == "cpu", batch_tokens(config, device)
     served = _architecture(stored_config(config))
     is_blockwise = block_size is not None
     length = max(config.length, _CHECKED_BLOCKS * (block_size or 1))
@@ -228,14 +229,14 @@ def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str
     else:
         options["gpu_memory_utilization"] = _GPU_MEMORY
     if block_size is None:
-        budget = max(config.batch_tokens, length)  # a sequence is never cut
+        budget = max(tokens, length)  # a sequence is never cut
         return options | {
             "max_num_batched_tokens": budget,
             "max_num_seqs": min(_MOST_SEQUENCES, budget),
             "enable_chunked_prefill": False,
             "enable_prefix_caching": False,
         }
-    sequences = max(1, min(_MOST_SEQUENCES, config.batch_tokens // block_size))
+    sequences = max(1, min(_MOST_SEQUENCES, tokens // block_size))
     return options | {
         "scheduler_cls": "pipeline.teacher.vllm_plugin.scheduler.BlockScheduler",
         "async_scheduling": False,
