@@ -79,6 +79,12 @@ def say(what: str, began: float) -> None:
     print(f"{time.monotonic() - began:6.0f} s  {what}", file=sys.stderr, flush=True)
 
 
+def say_seconds(seconds: dict[str, float]) -> None:
+    """The medians behind the ratios, on standard error."""
+    line = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+    print(f"         {line}", file=sys.stderr, flush=True)
+
+
 def count_rows(passes: Sequence[TeacherPass]) -> int:
     """Answered positions of all passes."""
     return sum(int(one.is_answered_T.sum()) for one in passes)
@@ -116,6 +122,7 @@ def measure_engines(teacher: NativeTeacher, passes: Sequence[TeacherPass]) -> di
         "vllm_ids_equal": None,
         "vllm_ids_near_ties": None,
     }
+    say_seconds(seconds)
     if not isinstance(ours, TransformersBackend):
         figures["vllm_over_transformers"] = seconds["transformers"] / seconds["ours"]
         figures |= compare(ours, plain, passes, keep)
@@ -257,8 +264,7 @@ def share(teacher: NativeTeacher, cache: Path, changes: dict[str, Any]) -> float
     """Seconds of the forward over those of the shards; loading and calibration are over by then."""
     recipe = teacher.recipe(cache, **{"teacher.backend": "transformers"}, **changes)
     with TeacherCacheStage.open(recipe) as stage:
-        backend: Any = stage._teacher_backend()
-        stage._read_pairs(0)  # reading warms up, too
+        backend: Any = stage._maker.teacher()
         with clocked(backend) as clock:
             began = time.perf_counter()
             for item in stage.work:
