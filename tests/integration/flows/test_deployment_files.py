@@ -73,11 +73,19 @@ def test_a_dockerfile_names_what_is_there(dockerfile):
 def test_there_is_an_image_a_stage_and_the_students_has_no_teacher():
     by_name = {path.name: path.read_text() for path in DOCKERFILES}
     assert by_name.keys() == {"student.Dockerfile", "teacher.Dockerfile"}
-    assert extras_of(by_name["teacher.Dockerfile"]) == {"teacher", "flash", "object-store"}
+    assert extras_of(by_name["teacher.Dockerfile"]) == {
+        "teacher",
+        "remote-code",
+        "flash",
+        "object-store",
+    }
     assert extras_of(by_name["student.Dockerfile"]) == {"object-store"}
 
 
 def extras_of(dockerfile: str) -> set[str]:
-    """The project's extras that an image installs."""
+    """The project's extras that an image installs, with the arguments' defaults and their others."""
+    for name, default in re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.MULTILINE):
+        dockerfile = dockerfile.replace(f"${{{name}}}", default)
     found = re.findall(r"\.\[([\w,-]+)\]", dockerfile)
+    found += re.findall(r"--build-arg \w+=([\w-]+)", dockerfile)
     return {extra for extras in found for extra in extras.split(",")}
