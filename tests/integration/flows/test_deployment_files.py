@@ -83,7 +83,7 @@ def test_there_is_an_image_a_stage_and_the_students_has_no_teacher():
 
 
 def extras_of(dockerfile: str) -> set[str]:
-    """The project's extras that an image installs, with the arguments' defaults and their others."""
+    """The extras that an image installs, by the defaults of its arguments and by their others."""
     for name, default in re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.MULTILINE):
         dockerfile = dockerfile.replace(f"${{{name}}}", default)
     found = re.findall(r"\.\[([\w,-]+)\]", dockerfile)
