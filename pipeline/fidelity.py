@@ -5,6 +5,7 @@ Axes: M answered teacher position of some views, C answered chunk, V vocabulary.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,9 +65,10 @@ def measure_fidelity(
         raise CacheMissingError(f"{address}: expected views to score again, got none in the cache")
     tokenizer = load_teacher_tokenizer(recipe.teacher)
     backend = load_backend(recipe.teacher, block_size=recipe.teacher_block_size)
-    comparison = _Comparison(reader, backend, mask_id=tokenizer.mask_id)
-    for views in _groups(_read(reader, chosen, comparison), comparison.row_width):
-        comparison.add(views)
+    with closing(backend):
+        comparison = _Comparison(reader, backend, mask_id=tokenizer.mask_id)
+        for views in _groups(_read(reader, chosen, comparison), comparison.row_width):
+            comparison.add(views)
     return comparison.result()
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,19 +53,19 @@ def measure_teacher(
     The views are spread over the sampled records. Of a sample, other records stand in for the
     reserved ones.
     """
-    backend = load_backend(recipe.teacher, block_size=recipe.teacher_block_size)
     noise, mask_id = noise_identity(recipe), examples.teacher.mask_id
     basis, calibration = None, None
-    if kept.calibration_records:
-        own = split.reserved if examples.is_whole else split.cached[: kept.calibration_records]
-        made = calibrate(backend, reserved_for(own, noise, mask_id), kept)
-        basis, calibration = made.basis, made.report
-    keep = _keep(kept, basis)
-    views = _spread(split.cached, recipe, num_views)
-    _content(recipe, backend, views[:1], keep, mask_id)
-    began = time.perf_counter()
-    content = _content(recipe, backend, views, keep, mask_id)
-    seconds = time.perf_counter() - began
+    with closing(load_backend(recipe.teacher, block_size=recipe.teacher_block_size)) as backend:
+        if kept.calibration_records:
+            own = split.reserved if examples.is_whole else split.cached[: kept.calibration_records]
+            made = calibrate(backend, reserved_for(own, noise, mask_id), kept)
+            basis, calibration = made.basis, made.report
+        keep = _keep(kept, basis)
+        views = _spread(split.cached, recipe, num_views)
+        _content(recipe, backend, views[:1], keep, mask_id)
+        began = time.perf_counter()
+        content = _content(recipe, backend, views, keep, mask_id)
+        seconds = time.perf_counter() - began
     halves = 1 if recipe.teacher_block_size is None else 2
     tokens = sum(
         halves * len(one.clean_ids_T)
