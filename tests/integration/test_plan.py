@@ -198,11 +198,11 @@ def recipe_file(recipe, path: Path) -> str:
 
     def inline(value) -> str:
         if isinstance(value, dict):
-            inner = ", ".join(f"{k} = {inline(v)}" for k, v in value.items() if v is not None)
+            inner = ", ".join(f"{k} = {inline(v)}" for k, v in value.items())
             return f"{{{inner}}}"
         return json.dumps(value)
 
-    fields = recipe.model_dump(mode="json")
+    fields = recipe.model_dump(mode="json", exclude_none=True)
     path.write_text("".join(f"{name} = {inline(value)}\n" for name, value in fields.items()))
     return str(path)
 
