@@ -1,6 +1,6 @@
 """Stage 1 at full speed: what share of it is the teacher, and how fast the teacher is.
 
-`make bench-teacher`; the last line is one JSON object. A native Qwen3 of 50M random parameters, 256
+`make bench-teacher` rewrites results/teacher.json; the last line is JSON. A native Qwen3 of 50M random parameters, 256
 real sequences of 64 to 256 tokens, float32, one thread unless `--threads` says otherwise. Engines
 are warm: loading, self-checks and a first round are left out of every time. Ratios are medians of
 alternating runs.
@@ -18,6 +18,8 @@ vllm_ids_near_ties: share of the ranks that are nearer.
 import argparse
 import json
 import logging
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ from storage_schemas.views import TeacherPass
 
 RUNS, BATCH, TOP_K = 3, 16, 16
 STEP, TEMPERATURE = 0.105, 2.0
+_RESULTS = Path(__file__).parent / "results" / "teacher.json"
 _SHAPED_ROWS, _PLAIN_ROWS = 256, 32
 
 
@@ -71,7 +75,21 @@ def main() -> None:
         say("shaping", began)
         figures |= measure_workers(teacher)
         say("workers", began)
+    write_results(figures, arguments.threads, time.monotonic() - began)
     print(json.dumps(figures), flush=True)
+
+
+def write_results(figures: dict[str, Any], threads: int, seconds: float) -> None:
+    """The committed results, with machine and date."""
+    facts = {
+        "command": "make bench-teacher",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads used",
+        "torch": torch.__version__,
+        "seconds": round(seconds),
+    }
+    text = json.dumps({"facts": facts, "figures": figures}, indent=1)
+    _RESULTS.write_text(text + "\n", encoding="utf-8")
 
 
 def say(what: str, began: float) -> None:
