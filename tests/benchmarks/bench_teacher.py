@@ -1,9 +1,9 @@
 """Stage 1 at full speed: what share of it is the teacher, and how fast the teacher is.
 
-`make bench-teacher` rewrites results/teacher.json; the last line is JSON. A native Qwen3 of 50M random parameters, 256
-real sequences of 64 to 256 tokens, float32, one thread unless `--threads` says otherwise. Engines
-are warm: loading, self-checks and a first round are left out of every time. Ratios are medians of
-alternating runs.
+`make bench-teacher` rewrites results/teacher.json; the last line is JSON. A native Qwen3 of 50M
+random parameters, 256 real sequences of 64 to 256 tokens, float32, one thread unless `--threads`
+says otherwise. Engines are warm: loading, self-checks and a first batch are left out of every time.
+Ratios are medians of alternating runs.
 
 forward_share: body and head, of the wall time of stage 1 with chunk targets and their top 16 on our
 transformers backend (in vLLM's workers it cannot be told apart); forward_share_sketch: with the
