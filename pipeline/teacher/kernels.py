@@ -41,7 +41,7 @@ def choose_kernel(
         if not family.is_native:
             return family.implementation, "the family's own code chooses among what it knows"
         if device.type != "cuda":
-            return "sdpa", "on a CPU"
+            return ("sdpa", "a block mask on a CPU") if is_block else ("packed", "no padding")
         if is_block:
             return "flex", "a block mask on a GPU"
         return ("flash", "no padding") if can_flash else ("sdpa", why_not)
@@ -79,6 +79,8 @@ def packed_attention(
     *,
     packed_lengths: list[int],
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Each token sees its own pass, all of it, and no other; [1, N, h, d].
@@ -86,6 +88,11 @@ def packed_attention(
     By flash-attn on a GPU in half precision, else by SDPA, pass by pass.
     """
     assert attention_mask is None, "a packed batch needs no mask"
+    if softcap is not None or s_aux is not None:
+        raise TeacherError(
+            f"expected plain attention without padding, got scores that {type(module).__name__} "
+            f"caps or adds sinks to; set teacher.kernel = 'eager'"
+        )
     qkv = (query_1hNd, key_1hNd, value_1hNd)
     if _can_flash(query_1hNd.device, query_1hNd.dtype)[0]:
         query, key, value = (states[0].transpose(0, 1) for states in qkv)

@@ -130,7 +130,12 @@ class TransformersBackend:
         """The longest of those that wait, as many as a batch holds."""
         halves = 1 if self._block_size is None else 2
         longest = len(passes[waiting[-1]].clean_ids_T)
-        group = waiting[-max(1, self._batch_tokens // (longest * halves)) :][::-1]
+        if self._kernel in PACKED:  # without padding, more of the short ones fit
+            tokens = np.cumsum([len(passes[i].clean_ids_T) for i in reversed(waiting)])
+            count = int(np.searchsorted(tokens, self._batch_tokens, side="right"))
+        else:
+            count = self._batch_tokens // (longest * halves)
+        group = waiting[-max(1, count) :][::-1]
         if self._is_padding_hidden:
             return group
         return [i for i in group if len(passes[i].clean_ids_T) == longest]

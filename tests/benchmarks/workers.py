@@ -27,7 +27,7 @@ from pipeline.demo.corpus import ASSETS  # noqa: E402
 from storage_schemas.manifest import LEDGER_FOLDER, SHARDS_FOLDER  # noqa: E402
 
 ENGINES = ("dask", "ray")
-NUM_PARTS = 16
+NUM_PARTS = 32
 RUNS = 3
 
 

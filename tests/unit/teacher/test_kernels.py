@@ -18,7 +18,7 @@ from transformers import (
 from pipeline.teacher.attention import _flex_mask, visible_tokens
 from pipeline.teacher.families import family_named
 from pipeline.teacher.keep import KeepHidden
-from pipeline.teacher.kernels import choose_kernel, implementation_of
+from pipeline.teacher.kernels import choose_kernel, implementation_of, packed_attention
 from pipeline.teacher.transformers_backend import TransformersBackend
 from storage_schemas.errors import TeacherError
 from storage_schemas.views import TeacherPass
@@ -83,6 +83,35 @@ def test_kernels_for_full_attention_agree(tmp_path, name, kernel):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 20, 33, 68, 512])
+def test_a_packed_batch_holds_no_more_than_batch_tokens(batch_tokens):
+    kind, config = NATIVE["qwen3"]
+    model = kind(config)
+    model.set_attn_implementation(implementation_of("packed"))
+    backend = TransformersBackend(
+        model, block_size=None, batch_tokens=batch_tokens, kernel="packed"
+    )
+    shapes = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    passes = make_passes()
+    list(backend.rows(passes, KeepHidden()))
+    lengths = [len(one.clean_ids_T) for one in passes]
+    assert sum(tokens for _, tokens in shapes) == sum(lengths), "no padding"
+    # a pass that is longer than the budget runs alone
+    assert all(rows == 1 and (n <= batch_tokens or n in lengths) for rows, n in shapes)
+
+
+def test_scores_that_are_capped_are_no_case_for_a_packed_batch():
+    states = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(TeacherError, match=r"plain attention.*kernel = 'eager'"):
+        packed_attention(
+            torch.nn.Identity(), states, states, states, None, packed_lengths=[4], softcap=50.0
+        )
+
+
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-moe"])
 @pytest.mark.parametrize("block_size", [None, 8], ids=["full", "block"])
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
@@ -108,7 +137,7 @@ def test_the_rule_of_flex_attention_is_the_mask(block_size, lengths):
 @pytest.mark.parametrize(
     ("device", "is_block", "dtype", "want"),
     [
-        (CPU, False, torch.float32, "sdpa"),
+        (CPU, False, torch.float32, "packed"),
         (CPU, True, torch.bfloat16, "sdpa"),
         (GPU, True, torch.bfloat16, "flex"),
         (GPU, False, torch.float32, "sdpa"),
