@@ -190,7 +190,7 @@ def test_a_batch_without_memory_is_halved_and_nothing_is_lost(tiny, passes, capl
     model = tiny.model("teacher-b")
     backend = TransformersBackend(model, block_size=None, batch_tokens=400)
     batches = short_of_memory(model, limit=2)
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger=transformers_backend.__name__):
         got, want = (list(one.rows(passes, KeepChunks())) for one in (backend, whole))
     assert max(batches) > 2, "the case has a batch that does not fit"
     assert "out of memory" in caplog.text
