@@ -16,7 +16,7 @@ from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.calibrate import calibrate
 from pipeline.teacher.examples import reserved_for
 from pipeline.teacher.identity import noise_identity
-from pipeline.teacher.keep import Keep, KeepChunks, KeepTokens
+from pipeline.teacher.keep import Keep, keep_of
 from pipeline.teacher.load import load_backend
 from storage_schemas.basis import Basis
 from storage_schemas.examples import Pair
@@ -60,7 +60,7 @@ def measure_teacher(
             own = split.reserved if examples.is_whole else split.cached[: kept.calibration_records]
             made = calibrate(backend, reserved_for(own, noise, mask_id), kept)
             basis, calibration = made.basis, made.report
-        keep = _keep(kept, basis)
+        keep = keep_of(kept, basis)
         views = _spread(split.cached, recipe, num_views)
         _content(recipe, backend, views[:1], keep, mask_id)
         began = time.perf_counter()
@@ -94,17 +94,6 @@ def _spread(pairs: Sequence[Pair], recipe: Recipe, count: int) -> list[tuple[Pai
         (pairs[i], corrupt(pairs[i], seed=noise.seed, view=view, eps=noise.eps))
         for i, view in places
     ]
-
-
-def _keep(kept: KeptIdentity, basis: Basis | None) -> Keep:
-    if not kept.has_tokens:
-        return KeepChunks()
-    return KeepTokens(
-        k=kept.top_k,
-        temperatures=kept.temperatures,
-        vocab_size=kept.vocab_size,
-        basis=basis,
-    )
 
 
 def _content(

@@ -18,6 +18,9 @@ from pipeline.objectives.likelihood import gold_logp
 from pipeline.targets.sketch import SketchEncoder
 from pipeline.targets.top_k import keep_top_k, logsumexp_at
 from storage_schemas.basis import Basis
+from storage_schemas.identity import KeptIdentity
+
+_LOGITS_A_BLOCK = 2**25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,23 @@ class KeepHidden:
 
 
 Keep = KeepChunks | KeepTokens | KeepHidden
+
+
+def keep_of(kept: KeptIdentity, basis: Basis | None) -> Keep:
+    """What a cache keeps of each row."""
+    if not kept.has_tokens:
+        return KeepChunks()
+    return KeepTokens(
+        k=kept.top_k,
+        temperatures=kept.temperatures,
+        vocab_size=kept.vocab_size,
+        basis=basis,
+    )
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """Rows whose float32 logits take 128 MiB, whatever the vocabulary; one at least."""
+    return max(1, _LOGITS_A_BLOCK // vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

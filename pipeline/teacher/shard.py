@@ -19,7 +19,7 @@ from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 from pipeline.teacher.answer import NotFinite, answer_views
 from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.examples import pair_or_skip, reserved_skip
-from pipeline.teacher.keep import Keep, KeepChunks, KeepTokens
+from pipeline.teacher.keep import Keep, keep_of
 from pipeline.teacher.load import load_backend
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import RecipeError, TeacherError
@@ -161,17 +161,7 @@ class ShardMaker:
     def _wanted(self, writer: CacheWriter) -> Keep:
         """What is kept of each row; one object for all shards, so that it is made ready once."""
         if self._keep is None:
-            kept = self.identity.kept
-            self._keep = (
-                KeepTokens(
-                    k=kept.top_k,
-                    temperatures=kept.temperatures,
-                    vocab_size=kept.vocab_size,
-                    basis=writer.basis,
-                )
-                if kept.has_tokens
-                else KeepChunks()
-            )
+            self._keep = keep_of(self.identity.kept, writer.basis)
         return self._keep
 
     def _not_finite(

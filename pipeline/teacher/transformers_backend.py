@@ -26,13 +26,12 @@ from pipeline.teacher.checkpoint import load_checkpoint
 from pipeline.teacher.device import batch_tokens, torch_device
 from pipeline.teacher.families import Family, family_named
 from pipeline.teacher.families.native import NATIVE
-from pipeline.teacher.keep import Keep, RowKeeper
+from pipeline.teacher.keep import Keep, RowKeeper, rows_at_once
 from pipeline.teacher.kernels import PACKED, Kernel, choose_kernel, implementation_of
 from storage_schemas.errors import TeacherError
 from storage_schemas.views import TeacherPass
 
 _LOG = logging.getLogger(__name__)
-_LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
 # Largest difference of equal logits, as a share of the largest: other shapes reorder sums.
 _SAME_IN_FLOAT32, _SAME_IN_16_BITS = 1e-4, 2e-2
 
@@ -168,7 +167,7 @@ class TransformersBackend:
         gold_M = _padded([one.clean_ids_T for one in passes])[is_answered_BT].to(self.device)
         b_M, position_M = (index.numpy() for index in is_answered_BT.nonzero(as_tuple=True))
         pass_M = np.asarray(group)[b_M]
-        num_rows = max(1, _LOGITS_A_BLOCK // self.vocab_size)
+        num_rows = rows_at_once(self.vocab_size)
         parts = [slice(at, at + num_rows) for at in range(0, len(hidden_MH), num_rows)]
         return [
             RowBlock(

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from vllm.model_executor.layers.pooler.abstract import Pooler
 
-from pipeline.teacher.keep import Keep, RowKeeper
+from pipeline.teacher.keep import Keep, RowKeeper, rows_at_once
 from pipeline.teacher.vllm_plugin.wire import pack
-
-_LOGITS_A_BLOCK = 2**25  # 128 MiB of float32 logits at once, whatever the vocabulary
 
 
 class RowPooler(Pooler):
@@ -32,7 +30,7 @@ class RowPooler(Pooler):
     def __init__(self, logits_of: Callable[[Tensor], Tensor | None], vocab_size: int) -> None:
         super().__init__()
         self._logits_of = logits_of
-        self._num_rows = max(1, _LOGITS_A_BLOCK // vocab_size)
+        self._num_rows = rows_at_once(vocab_size)
         self._keeper: RowKeeper | None = None
 
     def keep(self, keep: Keep, device: torch.device) -> None:

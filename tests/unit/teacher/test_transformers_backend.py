@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.config.models import FullAttention, TeacherConfig
-from pipeline.teacher import transformers_backend
+from pipeline.teacher import keep, transformers_backend
 from pipeline.teacher.keep import KeepChunks, KeepHidden
 from pipeline.teacher.transformers_backend import TransformersBackend
 from storage_schemas.errors import TeacherError
@@ -81,7 +81,7 @@ def test_a_forward_pass_holds_no_more_than_batch_tokens(
 def test_rows_come_in_blocks_of_bounded_size(tiny, passes, monkeypatch):
     backend = TransformersBackend(tiny.model("teacher-b"), block_size=None, batch_tokens=10_000)
     (whole,) = backend.rows(passes, KeepChunks())
-    monkeypatch.setattr(transformers_backend, "_LOGITS_A_BLOCK", 7 * backend.vocab_size)
+    monkeypatch.setattr(keep, "_LOGITS_A_BLOCK", 7 * backend.vocab_size)
     blocks = list(backend.rows(passes, KeepChunks()))
     assert [len(block.pass_M) for block in blocks[:-1]] == [7] * (len(blocks) - 1)
     np.testing.assert_array_equal(np.concatenate([b.pass_M for b in blocks]), whole.pass_M)
