@@ -180,7 +180,7 @@ def make_trainer(
         logging_steps=train.log_steps,
         save_steps=train.save_steps,
         save_total_limit=train.keep_checkpoints,
-        report_to=["tensorboard"] if train.tensorboard else [],
+        report_to=list(train.trackers),
         disable_tqdm=not shows_progress,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the stream itself begins where the checkpoint ended

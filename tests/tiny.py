@@ -149,7 +149,8 @@ class Tiny:
                 "precision": "fp32",
                 "device": "cpu",
                 "log_steps": 1,
-                "tensorboard": False,
+                "trackers": [],
+                "loader_workers": 0,
             },
         }
         for key, value in overrides.items():

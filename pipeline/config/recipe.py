@@ -16,6 +16,8 @@ from pipeline.config.cache import (
     TargetsConfig,
     TokenTargetsConfig,
 )
+from pipeline.config.held_out import HeldOutConfig
+from pipeline.config.launch import LaunchConfig
 from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
 from pipeline.config.records import RecordsConfig
@@ -38,9 +40,9 @@ class SharedTokenizer(StrictModel):
 
 
 class Recipe(StrictModel):
-    """Both stages. Stage 2 reads [student], [cache], [objective] and [train] only.
+    """Both stages. Stage 2 reads [student], [cache], [objective], [train], [held_out] and [launch].
 
-    Without [workers], stage 1 runs in the process that is asked to run it.
+    Without [workers], stage 1 runs in the process that is asked to run it; stage 2 without [launch].
     """
 
     pipeline: Annotated[CrossTokenizer | SharedTokenizer, Field(discriminator="type")]
@@ -53,6 +55,8 @@ class Recipe(StrictModel):
     workers: WorkersConfig | None = None
     objective: ObjectiveConfig = MaskedNll()
     train: TrainConfig
+    held_out: HeldOutConfig | None = None
+    launch: LaunchConfig | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

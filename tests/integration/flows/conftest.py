@@ -72,7 +72,8 @@ batch_size = 2
 precision = "fp32"
 device = "cpu"
 log_steps = 1
-tensorboard = false
+trackers = []
+loader_workers = 0
 """
 
 

@@ -586,10 +586,10 @@ def test_a_chunk_objective_takes_any_temperature():
 def test_an_override_sets_one_key_and_its_value_is_toml(cross: Path):
     recipe = load_recipe(
         cross,
-        ["noise.views=7", "train.tensorboard=false", "train.learning_rate=1e-4"],
+        ["noise.views=7", "train.packing=true", "train.learning_rate=1e-4"],
     )
     assert recipe.noise.views == 7
-    assert recipe.train.tensorboard is False
+    assert recipe.train.packing is True
     assert recipe.train.learning_rate == 1e-4
     assert recipe.train.output == "out"
 
