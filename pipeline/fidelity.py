@@ -31,7 +31,7 @@ from pipeline.teacher.identity import teacher_identity
 from pipeline.teacher.keep import KeepChunks
 from pipeline.teacher.load import load_backend
 from pipeline.train.expand import Expand, expander
-from pipeline.train.tensors import as_tensors
+from pipeline.train.tensors import rows_on, teacher_rows
 from storage_schemas.errors import (
     CacheCorruptError,
     CacheIdentityError,
@@ -228,9 +228,8 @@ class _Comparison:
         true_MV = np.concatenate([one.logits_MV for one in rows if isinstance(one, DenseTargets)])
         highest = max(self._kept.temperatures)
         for temperature, kl in self._measured.kl.items():
-            tensors = as_tensors(batch, temperature=temperature)
-            here = {name: tensor.to(self._backend.device) for name, tensor in tensors.items()}
-            stored_MV = expand(here, temperature)
+            stored = rows_on(teacher_rows(batch, temperature), self._backend.device)
+            stored_MV = expand(stored, temperature)
             for at in range(0, len(true_MV), _BLOCK_ROWS):
                 block = slice(at, at + _BLOCK_ROWS)
                 true_NV = torch.from_numpy(true_MV[block]).to(stored_MV.device)

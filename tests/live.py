@@ -104,8 +104,13 @@ def train(
         recipe,
         ChatTokenizer.load(recipe.student.model),
         distillation,
-        lambda skip: (
-            as_tensors(batch, temperature=distillation.temperature)
+        lambda skip, rows: (
+            as_tensors(
+                batch,
+                temperature=distillation.temperature,
+                block_size=recipe.student.block_size,
+                rows_per_block=rows,
+            )
             for batch in stream.batches(skip=skip)
         ),
         max_steps=steps,

@@ -40,9 +40,10 @@ class SharedTokenizer(StrictModel):
 
 
 class Recipe(StrictModel):
-    """Both stages. Stage 2 reads [student], [cache], [objective], [train], [held_out] and [launch].
+    """Both stages. Stage 2 reads [student], [cache], [objective], [train], [held_out], [launch].
 
-    Without [workers], stage 1 runs in the process that is asked to run it; stage 2 without [launch].
+    Without [workers], stage 1 runs in the process that is asked to run it, and so does stage 2
+    without [launch].
     """
 
     pipeline: Annotated[CrossTokenizer | SharedTokenizer, Field(discriminator="type")]

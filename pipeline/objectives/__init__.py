@@ -1,6 +1,6 @@
 """The objectives of TIDE as pure functions: tensors and numbers in, a `LossTerm` out."""
 
-from pipeline.objectives.calm import calm, calm_tidal, reverse_calm
+from pipeline.objectives.calm import calm, calm_tidal, is_clamped, reverse_calm
 from pipeline.objectives.divergence import forward_kl, reverse_kl
 from pipeline.objectives.likelihood import chunk_logp, gold_logp
 from pipeline.objectives.masked_nll import masked_nll, masked_nll_from_logp
@@ -14,6 +14,7 @@ __all__ = [
     "chunk_logp",
     "forward_kl",
     "gold_logp",
+    "is_clamped",
     "masked_nll",
     "masked_nll_from_logp",
     "midrange_weight",

@@ -77,6 +77,15 @@ def calm_tidal(
     return LossTerm.over(value_BC, is_active_BC)
 
 
+def is_clamped(logp_BC: Float[Tensor, "B C"], *, temperature: Real) -> Bool[Tensor, "B C"]:
+    """Whether a chunk's exp(logp / T) lies outside the clamp.
+
+    A student's then gets no gradient, a teacher's gives the largest that there is.
+    """
+    p_BC = soften(logp_BC, temperature).exp()
+    return (p_BC < _EPS) | (p_BC > 1 - _EPS)
+
+
 def _chunk_probability(
     logp_BC: Float[Tensor, "B C"], is_active_BC: Bool[Tensor, "B C"], temperature: Real
 ) -> Float[Tensor, "B C"]:

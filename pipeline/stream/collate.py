@@ -1,6 +1,7 @@
 """Views to one padded batch, as NumPy arrays.
 
-Axes: B example, S student position, C chunk, M masked aligned position (flattened).
+Axes: B row, S student position, E example, N masked position (flattened), C active chunk, M masked
+aligned position (flattened).
 """
 
 from collections.abc import Sequence
@@ -24,45 +25,44 @@ class View:
 
 
 def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
-    """A batch of views, padded on the right to the longest.
+    """A batch of views, one a row, padded on the right to the longest.
 
     With `has_tokens` each chunk must be one token on either side (a shared tokenizer), and the
     token targets come along; a cross-tokenizer cache's are for looking only.
     """
     shape = (len(views), max(len(view.pair.student_ids_S) for view in views))
-    num_active = max(1, *(len(view.targets.chunk_C) for view in views), 1)
-    ids_BS = np.zeros(shape, np.int32)
-    is_real_BS, is_target_BS, is_masked_BS = (np.zeros(shape, np.bool_) for _ in range(3))
-    chunk_BS = np.full(shape, -1, np.int32)
-    is_active_BC = np.zeros((len(views), num_active), np.bool_)
-    logp_BC = np.zeros((len(views), num_active), np.float32)
-    positions: list[Ints] = []
-    for b, view in enumerate(views):
-        pair, answered_C = view.pair, view.targets.chunk_C
-        length = len(pair.student_ids_S)
-        ids_BS[b, :length] = pair.student_ids_S
-        is_real_BS[b, :length] = True
-        is_target_BS[b, :length] = pair.is_target_S
-        is_masked_BS[b, :length] = view.corruption.is_masked_S
-        spans_C2 = pair.chunks_C4[answered_C, 2:]
-        size_C = spans_C2[:, 1] - spans_C2[:, 0]
+    ids_BS, chunk_BS = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    example_BS = np.full(shape, -1, np.int32)
+    is_target_BS, is_masked_BS = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    positions: list[Ints] = []  # of the chunks' tokens, among all cells
+    num_chunks = 0
+    for e, view in enumerate(views):
+        row, length = slice(0, len(view.pair.student_ids_S)), shape[1]
+        ids_BS[e, row] = view.pair.student_ids_S
+        example_BS[e, row] = e
+        is_target_BS[e, row] = view.pair.is_target_S
+        is_masked_BS[e, row] = view.corruption.is_masked_S
+        spans_C2 = view.pair.chunks_C4[view.targets.chunk_C, 2:]
         position = _positions(spans_C2)
-        chunk_BS[b, position] = np.repeat(np.arange(len(answered_C)), size_C)
-        is_active_BC[b, : len(answered_C)] = True
-        logp_BC[b, : len(answered_C)] = view.targets.logp_C
-        positions.append(np.int32(b * shape[1]) + position)
+        chunk_C = np.arange(num_chunks, num_chunks + len(spans_C2))
+        chunk_BS[e, position] = np.repeat(chunk_C, spans_C2[:, 1] - spans_C2[:, 0])
+        num_chunks += len(spans_C2)
+        positions.append(np.int32(e * length) + position)
+    rank_P = is_masked_BS.ravel().cumsum(dtype=np.int32) - 1  # cell -> masked position
     return Batch(
         record_ids=tuple(view.pair.record_id for view in views),
-        view_B=np.array([view.corruption.view for view in views], np.int32),
+        view_E=np.array([view.corruption.view for view in views], np.int32),
+        time_E=np.array([view.corruption.time for view in views], np.float32),
         student_ids_BS=ids_BS,
-        is_real_BS=is_real_BS,
+        example_BS=example_BS,
         is_target_BS=is_target_BS,
         is_masked_BS=is_masked_BS,
-        time_B=np.array([view.corruption.time for view in views], np.float32),
-        chunk_BS=chunk_BS,
-        is_active_BC=is_active_BC,
-        teacher_logp_BC=logp_BC,
-        token_position_M=np.concatenate(positions).astype(np.int32) if has_tokens else None,
+        chunk_N=chunk_BS[is_masked_BS],
+        teacher_logp_C=np.concatenate([view.targets.logp_C for view in views]),
+        example_C=np.repeat(
+            np.arange(len(views), dtype=np.int32), [len(view.targets.chunk_C) for view in views]
+        ),
+        row_M=rank_P[np.concatenate(positions)] if has_tokens else None,
         tokens=_joined([view.targets.tokens for view in views]) if has_tokens else None,
     )
 

@@ -1,8 +1,10 @@
 """From configuration to the objective in force: the one place that knows which formula is meant.
 
-Axes: B example, S position, N masked position, M masked aligned position, C chunk, V vocabulary.
+Axes: N masked position, M masked aligned position, C chunk, V vocabulary; of a batch, or of a block
+of it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +30,7 @@ from pipeline.objectives import (
     calm_tidal,
     chunk_logp,
     forward_kl,
+    is_clamped,
     midrange_weight,
     reverse_calm,
     reverse_kl,
@@ -35,7 +38,7 @@ from pipeline.objectives import (
     tidal_lambda,
 )
 from pipeline.train.expand import Expand
-from pipeline.train.tensors import TensorBatch
+from pipeline.train.tensors import LossRows
 
 Normalizer = Literal["none", "chunks", "tokens"]
 
@@ -49,17 +52,30 @@ class StudentAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled:
+    """A distillation term, and what is worth watching beside it: each a sum and its count."""
+
+    term: LossTerm
+    measures: dict[str, LossTerm]
+
+
+Term = Callable[[StudentAnswer, LossRows, float], Distilled]
+"""The student's answer, the rows it is about, and the training progress in; a sum over rows out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation:
     """A distillation term: its formula, its weight, and over what its mean is taken.
 
-    `temperature` is None where no token distributions are read. `term(answer, batch, progress)`.
+    `temperature` is None where no token distributions are read. A term is a sum over chunks or
+    positions, so it may be taken block by block, as long as no chunk is cut.
     """
 
     name: str
     weight: float
     normalizer: Normalizer
     temperature: float | None
-    term: Callable[[StudentAnswer, TensorBatch, float], LossTerm]
+    term: Term
 
 
 def build_distillation(
@@ -109,67 +125,104 @@ def _weight(tidal: TidalConfig, time: Tensor) -> Tensor:
     return torch.as_tensor(midrange_weight(time))
 
 
-def student_chunk_logp(answer: StudentAnswer, batch: TensorBatch) -> Float[Tensor, "B C"]:
+def student_chunk_logp(answer: StudentAnswer, rows: LossRows) -> Float[Tensor, " C"]:
     """The student's log-likelihood of each active chunk's own text."""
-    num_examples, num_chunks = batch["is_active_BC"].shape
-    is_masked_BS, chunk_BS = batch["is_masked_BS"], batch["chunk_BS"]
-    offset_B1 = num_chunks * torch.arange(num_examples, device=chunk_BS.device)[:, None]
-    flat_BS = torch.where(chunk_BS < 0, -1, chunk_BS + offset_B1)
-    flat_N = flat_BS[is_masked_BS]
-    return chunk_logp(answer.logp_N, flat_N, num_examples * num_chunks).view(num_examples, -1)
+    return chunk_logp(answer.logp_N, rows.chunk_N, len(rows.teacher_logp_C))
 
 
-def _chunk_term(
-    config: Calm | CalmTidal | ReverseCalm,
-) -> Callable[[StudentAnswer, TensorBatch, float], LossTerm]:
-    def term(answer: StudentAnswer, batch: TensorBatch, progress: float) -> LossTerm:
-        student_BC, teacher_BC = student_chunk_logp(answer, batch), batch["teacher_logp_BC"]
-        is_active_BC, time_B = batch["is_active_BC"], batch["time_B"]
-        temperature = config.temperature
+def _chunk_term(config: Calm | CalmTidal | ReverseCalm) -> Term:
+    def term(answer: StudentAnswer, rows: LossRows, progress: float) -> Distilled:
+        # every chunk a row of its own, since chunks of one example may be in several blocks
+        student_C1 = student_chunk_logp(answer, rows)[:, None]
+        teacher_C1, time_C = rows.teacher_logp_C[:, None], rows.time_C
+        is_active_C1 = torch.ones_like(teacher_C1, dtype=torch.bool)
+        tidal = None if isinstance(config, Calm) else config.tidal
+        lambda_C = None if tidal is None else lambda_at(tidal, progress, time_C)
+        measures = _chunk_measures(student_C1, teacher_C1, lambda_C, config.temperature)
+        chunks = (student_C1, teacher_C1, is_active_C1)
         if isinstance(config, Calm):
-            return calm(student_BC, teacher_BC, is_active_BC, temperature=temperature)
-        if isinstance(config, CalmTidal):
-            return calm_tidal(
-                student_BC,
-                teacher_BC,
-                is_active_BC,
-                temperature=temperature,
-                lambda_B=lambda_at(config.tidal, progress, time_B),
-                weight_B=_weight(config.tidal, time_B),
+            value = calm(*chunks, temperature=config.temperature)
+        elif isinstance(config, CalmTidal):
+            assert lambda_C is not None, "chunk TIDAL has a lambda"
+            value = calm_tidal(
+                *chunks,
+                temperature=config.temperature,
+                lambda_B=lambda_C,
+                weight_B=_weight(config.tidal, time_C),
             )
-        if config.tidal is not None:
-            share_B1 = lambda_at(config.tidal, progress, time_B)[:, None]
-            mixed_BC = (1 - share_B1) * (student_BC.detach() / temperature).exp()
-            mixed_BC = mixed_BC + share_B1 * (teacher_BC / temperature).exp()
-            teacher_BC = temperature * mixed_BC.clamp_min(torch.finfo(mixed_BC.dtype).tiny).log()
-        return reverse_calm(student_BC, teacher_BC, is_active_BC, temperature=temperature)
+        else:
+            if lambda_C is not None:
+                teacher_C1 = _mixed(student_C1, teacher_C1, lambda_C[:, None], config.temperature)
+            value = reverse_calm(
+                student_C1, teacher_C1, is_active_C1, temperature=config.temperature
+            )
+        return Distilled(term=value, measures=measures)
 
     return term
 
 
-def _token_term(
-    config: ForwardKl | ReverseKl | TidalKl, shared_vocab: int, expand: Expand
-) -> Callable[[StudentAnswer, TensorBatch, float], LossTerm]:
-    def term(answer: StudentAnswer, batch: TensorBatch, progress: float) -> LossTerm:
-        position_M = batch["token_position_M"]
-        is_masked_BS = batch["is_masked_BS"]
-        rank_P = is_masked_BS.flatten().cumsum(0) - 1  # flattened position -> row of the logits
-        student_MV = answer.logits_NV[rank_P[position_M], :shared_vocab].float()
-        teacher_MV = expand(batch, config.temperature)
+def _mixed(
+    student_C1: Tensor, teacher_C1: Tensor, lambda_C1: Tensor, temperature: float
+) -> Float[Tensor, "C 1"]:
+    """The log-likelihood whose softened probability is TIDAL's target."""
+    mixed_C1 = (1 - lambda_C1) * (student_C1.detach() / temperature).exp()
+    mixed_C1 = mixed_C1 + lambda_C1 * (teacher_C1 / temperature).exp()
+    return temperature * mixed_C1.clamp_min(torch.finfo(mixed_C1.dtype).tiny).log()
+
+
+@torch.no_grad()
+def _chunk_measures(
+    student_C1: Tensor, teacher_C1: Tensor, lambda_C: Tensor | None, temperature: float
+) -> dict[str, LossTerm]:
+    """Agreement: both put the chunk's softened probability on the same side of one half."""
+    student, teacher = (is_clamped(x, temperature=temperature) for x in (student_C1, teacher_C1))
+    half = -temperature * math.log(2)
+    measures = {
+        "clamped_student": LossTerm.over_all(student.float()),
+        "clamped_teacher": LossTerm.over_all(teacher.float()),
+        "agreement": LossTerm.over_all(((student_C1 > half) == (teacher_C1 > half)).float()),
+    }
+    return measures | ({} if lambda_C is None else {"lambda": LossTerm.over_all(lambda_C)})
+
+
+def _token_term(config: ForwardKl | ReverseKl | TidalKl, shared_vocab: int, expand: Expand) -> Term:
+    def term(answer: StudentAnswer, rows: LossRows, progress: float) -> Distilled:
+        assert rows.teacher is not None, "token objectives come with the teacher's rows"
+        student_MV = answer.logits_NV[:, :shared_vocab]
+        if len(rows.row_M) < len(student_MV):
+            student_MV = student_MV[rows.row_M]
+        teacher_MV = expand(rows.teacher, config.temperature)
+        tidal = None if isinstance(config, ForwardKl) else config.tidal
+        lambda_M = None if tidal is None else lambda_at(tidal, progress, rows.time_N[rows.row_M])
+        measures = _token_measures(student_MV, teacher_MV, lambda_M)
         if isinstance(config, ForwardKl):
-            return forward_kl(student_MV, teacher_MV, temperature=config.temperature)
-        time_M = batch["time_B"][position_M // is_masked_BS.shape[1]]
-        if isinstance(config, TidalKl):
-            return tidal_kl(
+            value = forward_kl(student_MV, teacher_MV, temperature=config.temperature)
+        elif isinstance(config, TidalKl):
+            assert lambda_M is not None, "TIDAL has a lambda"
+            value = tidal_kl(
                 student_MV,
                 teacher_MV,
                 temperature=config.temperature,
-                lambda_M=lambda_at(config.tidal, progress, time_M),
-                weight_M=_weight(config.tidal, time_M),
+                lambda_M=lambda_M,
+                weight_M=_weight(config.tidal, rows.time_N[rows.row_M]),
             )
-        if config.tidal is not None:
-            share_M1 = lambda_at(config.tidal, progress, time_M)[:, None]
-            teacher_MV = (1 - share_M1) * student_MV.detach() + share_M1 * teacher_MV
-        return reverse_kl(student_MV, teacher_MV, temperature=config.temperature)
+        else:
+            if lambda_M is not None:
+                lambda_M1 = lambda_M[:, None]
+                teacher_MV = (1 - lambda_M1) * student_MV.detach() + lambda_M1 * teacher_MV
+            value = reverse_kl(student_MV, teacher_MV, temperature=config.temperature)
+        return Distilled(term=value, measures=measures)
 
     return term
+
+
+@torch.no_grad()
+def _token_measures(
+    student_MV: Tensor, teacher_MV: Tensor, lambda_M: Tensor | None
+) -> dict[str, LossTerm]:
+    """Agreement: both find the same token the likeliest."""
+    if len(student_MV) == 0:
+        return {}
+    is_same_M = student_MV.argmax(-1) == teacher_MV.argmax(-1)
+    measures = {"agreement": LossTerm.over_all(is_same_M.float())}
+    return measures | ({} if lambda_M is None else {"lambda": LossTerm.over_all(lambda_M)})

@@ -20,12 +20,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from pipeline.objectives import gold_logp, masked_nll_from_logp
-from pipeline.student.forward import head, masked_hidden
-from pipeline.train.build import Distillation, StudentAnswer
+from pipeline.objectives import LossTerm
+from pipeline.student.call import open_forward
+from pipeline.train.loss import Counts, StepParts, StudentLoss
 from pipeline.train.tensors import TensorBatch
-
-Counts = dict[str, Tensor]
 
 
 class _Stream(IterableDataset[TensorBatch]):
@@ -39,7 +37,7 @@ class _Stream(IterableDataset[TensorBatch]):
 
 
 class StudentTrainer(Trainer):
-    """Trains the student; what the loss is comes in as a `Distillation` (None: CE alone).
+    """Trains the student on a `StudentLoss`, blind to which objective is in force.
 
     `stream()` gives the batches from the first that this run has not seen.
     """
@@ -50,18 +48,14 @@ class StudentTrainer(Trainer):
         args: TrainingArguments,
         stream: Callable[[], Iterator[TensorBatch]],
         *,
-        distillation: Distillation | None,
-        mask_id: int,
-        block_size: int,
+        loss: StudentLoss,
         **options: Any,
     ) -> None:
+        model = open_forward(model)
         super().__init__(model=model, args=args, train_dataset=_Stream(stream), **options)
         self.model_accepts_loss_kwargs = True  # the loss is divided by whole-step counts already
-        self._distillation = distillation
-        self._mask_id = mask_id
-        self._block_size = block_size
-        self._sums: dict[str, float] = {}
-        self._first_step = 0  # where the sums begin
+        self._loss = loss
+        self._window = _Window()
 
     def train_from(self, checkpoint: str | None) -> None:
         """Train to the end; after a checkpoint of the last step, `train` would take one more."""
@@ -82,14 +76,15 @@ class StudentTrainer(Trainer):
     ) -> tuple[list[TensorBatch], Counts]:
         """The micro-batches of one optimizer step, and the counts of all of them together."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        counts = {
-            "maskable": sum(int(batch["is_target_BS"].sum()) for batch in batches),
-            "chunks": sum(int(batch["is_active_BC"].sum()) for batch in batches),
-            "tokens": sum(
-                len(batch["token_position_M"]) for batch in batches if "token_position_M" in batch
-            ),
-        }
-        return batches, {name: torch.tensor(count, device=device) for name, count in counts.items()}
+        counts = torch.tensor(
+            [
+                [batch.num_maskable for batch in batches],
+                [batch.num_chunks for batch in batches],
+                [batch.num_tokens for batch in batches],
+            ]
+        )
+        maskable, chunks, tokens = counts.sum(1).to(device)
+        return batches, Counts(maskable=maskable, chunks=chunks, tokens=tokens)
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -98,52 +93,61 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """CE plus weight times distillation, as this micro-batch's share of the step's loss."""
+        """This micro-batch's share of the step's loss."""
         assert num_items_in_batch is not None, "training only"
-        counts = num_items_in_batch
-        is_masked_BS = inputs["is_masked_BS"]
-        with self.accelerator.autocast():  # it wraps model.forward alone, which is not called
-            hidden_NH = masked_hidden(
-                model,
-                inputs["student_ids_BS"],
-                is_masked_BS,
-                inputs["is_real_BS"],
-                mask_id=self._mask_id,
-                block_size=self._block_size,
-            )
-            logits_NV = cast("Tensor", head(model)(hidden_NH))
-        logp_N = gold_logp(logits_NV, inputs["student_ids_BS"][is_masked_BS])
-        time_N = inputs["time_B"][:, None].expand_as(is_masked_BS)[is_masked_BS]
-        nll = masked_nll_from_logp(logp_N, time_N, counts["maskable"])
-        loss = nll.mean()
-        parts = {"masked_nll": loss.detach()}
-        if self._distillation is not None:
-            term = self._distillation.term(
-                StudentAnswer(logits_NV=logits_NV, logp_N=logp_N), inputs, self._progress()
-            )
-            mean = term.total / counts[self._distillation.normalizer].clamp_min(1)
-            loss = loss + self._distillation.weight * mean
-            parts[self._distillation.name] = mean.detach()
-        self._add(parts)
+        counts, progress = num_items_in_batch, self._progress()
+
+        def work(student: PreTrainedModel) -> tuple[Tensor, StepParts]:
+            return self._loss(student, inputs, counts, progress)
+
+        loss, parts = cast("tuple[Tensor, StepParts]", model(work))
+        self._window.add(parts, self.state.global_step)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the terms' means since the last entry."""
-        if "loss" in logs and self._sums:
-            steps = max(1, self.state.global_step - self._first_step)
-            logs = logs | {name: total / steps for name, total in self._sums.items()}
+        """Adds, since the last entry, the terms' mean over steps and the measures' over items."""
+        if "loss" in logs and not self._window.is_empty:
+            logs = logs | self._window.close(self.state.global_step)
             logs["progress"] = self._progress()
-            self._sums = {}
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: TensorBatch) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Not counted: transformers looks for input ids that a batch of views does not have."""
+        return 0
+
+    def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return inputs.to(self.args.device, non_blocking=True)
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps
 
-    def _add(self, parts: dict[str, Tensor]) -> None:
-        if not self._sums:
-            self._first_step = self.state.global_step
-        for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+
+class _Window:
+    """What the steps since the last log entry have added up to, on the device until it is read."""
+
+    def __init__(self) -> None:
+        self._parts = StepParts()
+        self._first_step = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._parts.means
+
+    def add(self, parts: StepParts, step: int) -> None:
+        """A micro-batch of the step after `step`."""
+        if self.is_empty:
+            self._first_step = step
+        for name, value in parts.means.items():
+            self._parts.add_mean(name, value.double())  # so that long windows do not round
+        self._parts.add_measures(parts.measures)
+
+    def close(self, step: int) -> dict[str, float]:
+        """The means up to `step`; the next window begins."""
+        steps = max(1, step - self._first_step)
+        means = {name: total.item() / steps for name, total in self._parts.means.items()}
+        measures = {name: float(LossTerm.mean(term)) for name, term in self._parts.measures.items()}
+        self._parts = StepParts()
+        return means | measures
 
 
 class Reporter(TrainerCallback):

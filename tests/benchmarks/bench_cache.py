@@ -216,8 +216,8 @@ def read_all(path: Path, *, has_tokens: bool) -> dict[str, float]:
     batches = stream.batches()
     for _ in range(stream.num_views // 8):
         batch = next(batches)
-        assert batch.token_position_M is not None, "rows come with their positions"
-        num_positions += len(batch.token_position_M)
+        assert batch.row_M is not None, "rows come with their positions"
+        num_positions += len(batch.row_M)
     seconds = time.process_time() - began
     return {"positions_per_s": num_positions / seconds, "peak_mib": peak_mib()}
 

@@ -62,26 +62,29 @@ def _view(rng: np.random.Generator, i: int, *, kind: str) -> View:
     return View(pair=pair, corruption=corruption, targets=targets)
 
 
-def _check_example(batch: Batch, b: int, view: View) -> None:
-    """Every cell of one row of a batch."""
+def _check_example(batch: Batch, e: int, view: View) -> None:
+    """Every cell of one row of a batch, and the masked positions among them."""
     pair, length = view.pair, len(view.pair.student_ids_S)
-    chunk_of = {}
-    for column, chunk in enumerate(view.targets.chunk_C.tolist()):
-        assert batch.is_active_BC[b, column]
-        assert batch.teacher_logp_BC[b, column] == view.targets.logp_C[column]
-        for s in range(*pair.chunks_C4[chunk, 2:].tolist()):
-            chunk_of[s] = column
-    assert batch.is_active_BC[b].sum() == len(view.targets.chunk_C)
-    assert batch.record_ids[b] == pair.record_id
-    assert batch.view_B[b] == view.corruption.view
-    assert batch.time_B[b] == np.float32(view.corruption.time)
+    chunks = np.flatnonzero(batch.example_C == e)
+    np.testing.assert_array_equal(batch.teacher_logp_C[chunks], view.targets.logp_C)
+    chunk_of = {
+        s: chunk
+        for chunk, own in zip(chunks, view.targets.chunk_C, strict=True)
+        for s in range(*pair.chunks_C4[own, 2:].tolist())
+    }
+    masked = iter(batch.chunk_N[batch.example_N == e])
+    assert batch.record_ids[e] == pair.record_id
+    assert batch.view_E[e] == view.corruption.view
+    assert batch.time_E[e] == np.float32(view.corruption.time)
     for s in range(batch.student_ids_BS.shape[1]):
         is_real = s < length
-        assert batch.is_real_BS[b, s] == is_real
-        assert batch.student_ids_BS[b, s] == (pair.student_ids_S[s] if is_real else 0)
-        assert batch.is_target_BS[b, s] == (is_real and pair.is_target_S[s])
-        assert batch.is_masked_BS[b, s] == (is_real and view.corruption.is_masked_S[s])
-        assert batch.chunk_BS[b, s] == chunk_of.get(s, -1)
+        assert batch.example_BS[e, s] == (e if is_real else -1)
+        assert batch.student_ids_BS[e, s] == (pair.student_ids_S[s] if is_real else 0)
+        assert batch.is_target_BS[e, s] == (is_real and pair.is_target_S[s])
+        assert batch.is_masked_BS[e, s] == (is_real and view.corruption.is_masked_S[s])
+        if batch.is_masked_BS[e, s]:
+            assert next(masked) == chunk_of.get(s, -1)
+    assert next(masked, None) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,14 +104,13 @@ def test_token_rows_stand_at_their_chunks_student_token(kind):
     rng = np.random.default_rng(7)
     views = [_view(rng, i, kind=kind) for i in range(6)]
     batch = collate(views, has_tokens=True)
-    length = batch.student_ids_BS.shape[1]
+    cells = np.argwhere(batch.is_masked_BS).tolist()
     want = [
-        (b * length + int(view.pair.chunks_C4[chunk, 2]), view, row)
-        for b, view in enumerate(views)
+        ([e, int(view.pair.chunks_C4[chunk, 2])], view, row)
+        for e, view in enumerate(views)
         for row, chunk in enumerate(view.targets.chunk_C.tolist())
     ]
-    assert batch.token_position_M.tolist() == [position for position, _, _ in want]
-    assert batch.is_masked_BS.flatten()[batch.token_position_M].all()
+    assert [cells[row] for row in batch.row_M.tolist()] == [cell for cell, _, _ in want]
     for row, (_, view, own) in enumerate(want):
         for name in NAMES[kind]:
             got, whole = getattr(batch.tokens, name), getattr(view.targets.tokens, name)
@@ -121,8 +123,8 @@ def test_without_tokens_a_top_k_cache_gives_chunks_alone():
     views = [_view(rng, i, kind="top_k") for i in range(3)]
     batch = collate(views, has_tokens=False)
     assert batch.tokens is None
-    assert batch.token_position_M is None
-    assert batch.is_active_BC.any()
+    assert batch.row_M is None
+    assert len(batch.teacher_logp_C) > 0
 
 
 def test_views_of_two_kinds_do_not_share_a_batch():
@@ -162,6 +164,4 @@ def test_a_view_with_nothing_masked_is_there_without_a_chunk():
     )
     batch = collate([silent], has_tokens=True)
     assert not batch.is_masked_BS.any()
-    assert not batch.is_active_BC.any()
-    assert batch.is_active_BC.shape == (1, 1)  # a column all the same, for the objectives' shapes
-    assert len(batch.token_position_M) == 0
+    assert batch.chunk_N.shape == batch.teacher_logp_C.shape == batch.row_M.shape == (0,)

@@ -87,7 +87,7 @@ def test_batches_are_the_views_in_their_order(reader):
     order = view_order(counts, seed=3)
     for batch in islice(stream.batches(), 10):
         for record_id, view, (_, shard, row) in zip(
-            batch.record_ids, batch.view_B, islice(order, 5), strict=True
+            batch.record_ids, batch.view_E, islice(order, 5), strict=True
         ):
             stored = contents[shard].views[row]
             assert record_id == contents[shard].examples[stored.example].record_id

@@ -1,7 +1,9 @@
 """Each objective of a recipe is the formula of that name, fed with the right rows.
 
-Axes: B example, S position, N masked position, M masked aligned position, C chunk, V vocabulary.
+Axes: B row, S position, N masked position, M masked aligned position, C chunk, V vocabulary.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from pipeline.train.build import (
     student_chunk_logp,
 )
 from pipeline.train.expand import expander, live_rows
-from pipeline.train.tensors import as_tensors
+from pipeline.train.tensors import DenseRows, LossRows, as_tensors
 from storage_schemas.batch import Batch
 from storage_schemas.identity import EvenTail, KeptIdentity
 from storage_schemas.targets import DenseTargets, KeptTargets
@@ -36,6 +38,9 @@ from storage_schemas.targets import DenseTargets, KeptTargets
 B, S, V, SHARED = 3, 20, 17, 13
 TEMPERATURE = 2.0
 EXACT = {"atol": 1e-6, "rtol": 1e-6}  # the same float32 formula on rows gathered another way
+
+
+OBJECTIVES = ("reverse_calm", "calm", "calm_tidal", "forward_kl", "tidal_kl", "reverse_kl")
 
 
 def _config(**fields):
@@ -53,47 +58,47 @@ def batch(views) -> Batch:
     """Chunks and tokens of the spans; some masked tokens are in no chunk."""
     rng = np.random.default_rng(0)
     chunk_BS = np.full((B, S), -1, np.int32)
-    is_active_BC = np.zeros((B, 3), bool)
     is_masked_BS = np.zeros((B, S), bool)
     is_masked_BS[:, [17, 19]] = True
-    positions = []
-    for b, spans in enumerate(views):
-        for c, (start, stop) in enumerate(spans):
-            chunk_BS[b, start:stop] = c
-            is_active_BC[b, c] = True
-            is_masked_BS[b, start:stop] = True
-            positions.append(b * S + start)  # a token target a chunk
+    spans = [(b, *span) for b, row in enumerate(views) for span in row]
+    for c, (b, start, stop) in enumerate(spans):
+        chunk_BS[b, start:stop] = c
+        is_masked_BS[b, start:stop] = True
+    rank_BS = is_masked_BS.cumsum().reshape(B, S) - 1
     return Batch(
         record_ids=("x", "y", "z"),
-        view_B=np.zeros(B, np.int32),
+        view_E=np.zeros(B, np.int32),
+        time_E=np.array([0.3, 0.6, 0.9], np.float32),
         student_ids_BS=rng.integers(0, V, (B, S)).astype(np.int32),
-        is_real_BS=np.ones((B, S), bool),
+        example_BS=np.repeat(np.arange(B, dtype=np.int32), S).reshape(B, S),
         is_target_BS=np.broadcast_to(np.arange(S) >= 3, (B, S)).copy(),
         is_masked_BS=is_masked_BS,
-        time_B=np.array([0.3, 0.6, 0.9], np.float32),
-        chunk_BS=chunk_BS,
-        is_active_BC=is_active_BC,
-        teacher_logp_BC=np.where(is_active_BC, -3 * rng.random((B, 3)), 0).astype(np.float32),
-        token_position_M=np.array(positions, np.int32),
+        chunk_N=chunk_BS[is_masked_BS],
+        teacher_logp_C=-3 * rng.random(len(spans)).astype(np.float32),
+        example_C=np.array([b for b, _, _ in spans], np.int32),
+        # a token target a chunk: its first token
+        row_M=np.array([rank_BS[b, start] for b, start, _ in spans], np.int32),
         tokens=DenseTargets(
-            logits_MV=2 * rng.standard_normal((len(positions), SHARED)).astype(np.float32)
+            logits_MV=2 * rng.standard_normal((len(spans), SHARED)).astype(np.float32)
         ),
     )
 
 
+def _tensors(batch, *, temperature=TEMPERATURE, rows_per_block=1000):
+    return as_tensors(batch, temperature=temperature, block_size=4, rows_per_block=rows_per_block)
+
+
 @pytest.fixture(scope="module")
-def tensors(batch):
-    return as_tensors(batch, temperature=TEMPERATURE)
+def rows(batch) -> LossRows:
+    return _tensors(batch).rows
 
 
 @pytest.fixture
-def answer(tensors) -> StudentAnswer:
+def answer(rows) -> StudentAnswer:
     generator = torch.Generator().manual_seed(1)
-    num_masked = int(tensors["is_masked_BS"].sum())
-    logits_NV = 2 * torch.randn(num_masked, V, generator=generator)
+    logits_NV = 2 * torch.randn(len(rows.target_id_N), V, generator=generator)
     logits_NV.requires_grad_()
-    ids_N = tensors["student_ids_BS"][tensors["is_masked_BS"]]
-    return StudentAnswer(logits_NV=logits_NV, logp_N=gold_logp(logits_NV, ids_N))
+    return StudentAnswer(logits_NV=logits_NV, logp_N=gold_logp(logits_NV, rows.target_id_N))
 
 
 def _places(batch: Batch) -> list[tuple[int, int]]:
@@ -103,27 +108,24 @@ def _places(batch: Batch) -> list[tuple[int, int]]:
 
 def _chunk_sums(batch, answer, views):
     places = _places(batch)
-    sums = torch.zeros(B, 3)
-    for b, spans in enumerate(views):
-        for c, (start, stop) in enumerate(spans):
-            sums[b, c] = sum(answer.logp_N[places.index((b, s))] for s in range(start, stop))
-    return sums
+    return torch.stack(
+        [
+            sum(answer.logp_N[places.index((b, s))] for s in range(start, stop))
+            for b, spans in enumerate(views)
+            for start, stop in spans
+        ]
+    )
 
 
 def _token_rows(batch, answer):
     places = _places(batch)
-    rows = [
-        answer.logits_NV[places.index(divmod(p, S)), :SHARED]
-        for p in batch.token_position_M.tolist()
-    ]
-    time_M = torch.tensor([float(batch.time_B[p // S]) for p in batch.token_position_M.tolist()])
-    return torch.stack(rows), torch.from_numpy(batch.tokens.logits_MV), time_M
+    student = [answer.logits_NV[row, :SHARED] for row in batch.row_M.tolist()]
+    time_M = torch.tensor([float(batch.time_E[places[row][0]]) for row in batch.row_M.tolist()])
+    return torch.stack(student), torch.from_numpy(batch.tokens.logits_MV), time_M
 
 
-def test_the_students_chunks_are_the_sums_of_their_own_tokens(batch, tensors, answer, views):
-    got_BC = student_chunk_logp(answer, tensors)
-    assert_close(got_BC, _chunk_sums(batch, answer, views), **EXACT)
-    assert (got_BC[~tensors["is_active_BC"]] == 0).all()
+def test_the_students_chunks_are_the_sums_of_their_own_tokens(batch, rows, answer, views):
+    assert_close(student_chunk_logp(answer, rows), _chunk_sums(batch, answer, views), **EXACT)
 
 
 def test_cross_entropy_alone_has_no_distillation_term():
@@ -132,13 +134,12 @@ def test_cross_entropy_alone_has_no_distillation_term():
 
 @pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("name", ["calm", "calm_tidal", "reverse_calm", "reverse_calm+tidal"])
-def test_a_chunk_objective_is_its_formula(name, progress, batch, tensors, answer, views):
-    student_BC = _chunk_sums(batch, answer, views)
-    teacher_BC, is_active_BC = (
-        torch.from_numpy(x) for x in (batch.teacher_logp_BC, batch.is_active_BC)
-    )
+def test_a_chunk_objective_is_its_formula(name, progress, batch, rows, answer, views):
+    student_BC = _chunk_sums(batch, answer, views)[:, None]
+    teacher_BC = torch.from_numpy(batch.teacher_logp_C)[:, None]
+    is_active_BC = torch.ones_like(teacher_BC, dtype=torch.bool)
     chunks = (student_BC, teacher_BC, is_active_BC)
-    time_B = torch.from_numpy(batch.time_B)
+    time_B = torch.from_numpy(batch.time_E[batch.example_C])
     share_B = tidal_lambda(progress, time_B, init=0.2, max=0.8, growth="linear")
     tidal = {"lambda_init": 0.2, "lambda_max": 0.8, "growth": "linear"}
     fields = {"type": name.removesuffix("+tidal"), "temperature": 3.0, "weight": 0.5}
@@ -159,7 +160,7 @@ def test_a_chunk_objective_is_its_formula(name, progress, batch, tensors, answer
     distillation = build_distillation(_config(**fields), shared_vocab=None)
     assert (distillation.name, distillation.weight) == (fields["type"], 0.5)
     assert (distillation.normalizer, distillation.temperature) == ("chunks", None)
-    got = distillation.term(answer, tensors, progress)
+    got = distillation.term(answer, rows, progress).term
     assert_close(got.total, want.total, **EXACT)
     assert int(got.count) == 5
     (got_grad,) = torch.autograd.grad(got.total, answer.logits_NV, retain_graph=True)
@@ -171,28 +172,28 @@ def test_a_chunk_objective_is_its_formula(name, progress, batch, tensors, answer
 @pytest.mark.parametrize(
     "name", ["forward_kl", "tidal_kl", "tidal_kl uniform", "reverse_kl", "reverse_kl+tidal"]
 )
-def test_a_token_objective_is_its_formula(name, progress, batch, tensors, answer):
+def test_a_token_objective_is_its_formula(name, progress, batch, rows, answer):
     student_MV, teacher_MV, time_M = _token_rows(batch, answer)
-    rows = (student_MV, teacher_MV)
+    both = (student_MV, teacher_MV)
     share_M = tidal_lambda(progress, time_M)
     fields = {"type": name.split()[0].removesuffix("+tidal"), "temperature": TEMPERATURE}
     if name == "forward_kl":
-        want = forward_kl(*rows, temperature=TEMPERATURE)
+        want = forward_kl(*both, temperature=TEMPERATURE)
     elif name.startswith("tidal_kl"):
         is_uniform = "uniform" in name
         if is_uniform:
             fields["tidal"] = {"timestep_weight": "uniform"}
         weight_M = torch.ones_like(time_M) if is_uniform else midrange_weight(time_M)
-        want = tidal_kl(*rows, temperature=TEMPERATURE, lambda_M=share_M, weight_M=weight_M)
+        want = tidal_kl(*both, temperature=TEMPERATURE, lambda_M=share_M, weight_M=weight_M)
     elif name == "reverse_kl":
-        want = reverse_kl(*rows, temperature=TEMPERATURE)
+        want = reverse_kl(*both, temperature=TEMPERATURE)
     else:
         fields |= {"tidal": {}, "tidal_against_reverse": True}
         mixed_MV = (1 - share_M[:, None]) * student_MV.detach() + share_M[:, None] * teacher_MV
         want = reverse_kl(student_MV, mixed_MV, temperature=TEMPERATURE)
     distillation = build_distillation(_config(**fields), shared_vocab=SHARED, expand=live_rows)
     assert (distillation.normalizer, distillation.temperature) == ("tokens", TEMPERATURE)
-    got = distillation.term(answer, tensors, progress)
+    got = distillation.term(answer, rows, progress).term
     assert_close(got.total, want.total, **EXACT)
     assert int(got.count) == 5
     (got_grad,) = torch.autograd.grad(got.total, answer.logits_NV, retain_graph=True)
@@ -201,14 +202,14 @@ def test_a_token_objective_is_its_formula(name, progress, batch, tensors, answer
     assert (got_grad[:, SHARED:] == 0).all()
 
 
-def test_tidal_moves_from_the_student_to_the_teacher_with_progress(tensors, answer):
+def test_tidal_moves_from_the_student_to_the_teacher_with_progress(rows, answer):
     """At the start, at t near 1, the target is the student itself: nothing to learn."""
     config = _config(
         type="tidal_kl", tidal={"lambda_init": 0.0, "lambda_max": 1.0, "axes": "training"}
     )
     distillation = build_distillation(config, shared_vocab=SHARED, expand=live_rows)
     values = [
-        distillation.term(answer, tensors, progress).total.item() for progress in (0.0, 0.5, 1.0)
+        distillation.term(answer, rows, progress).term.total.item() for progress in (0.0, 0.5, 1.0)
     ]
     assert values[0] == pytest.approx(0, abs=1e-5)
     assert values[0] < values[1] < values[2]
@@ -240,51 +241,113 @@ def _as_top_k(batch: Batch, k: int) -> Batch:
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "tidal_kl", "reverse_kl"])
-def test_a_cache_of_the_whole_vocabulary_is_the_live_teacher_bit_for_bit(
-    name, batch, tensors, answer
-):
+def test_a_cache_of_the_whole_vocabulary_is_the_live_teacher_bit_for_bit(name, batch, rows, answer):
     config = _config(type=name)
     exact = expander(_kept(SHARED), None, torch.device("cpu"))
-    cached = as_tensors(_as_top_k(batch, SHARED), temperature=TEMPERATURE)
+    cached = _tensors(_as_top_k(batch, SHARED)).rows
     got, want = (
-        build_distillation(config, shared_vocab=SHARED, expand=expand).term(answer, x, 0.3).total
-        for expand, x in ((exact, cached), (live_rows, tensors))
+        build_distillation(config, shared_vocab=SHARED, expand=expand)
+        .term(answer, x, 0.3)
+        .term.total
+        for expand, x in ((exact, cached), (live_rows, rows))
     )
     assert torch.equal(got, want)
 
 
 def test_a_sparse_teacher_keeps_the_kept_tokens_probabilities_at_the_objectives_temperature(
-    batch, tensors
+    batch, rows
 ):
-    cached = as_tensors(_as_top_k(batch, 4), temperature=TEMPERATURE)
+    cached = _tensors(_as_top_k(batch, 4)).rows.teacher
     expand = expander(_kept(4), None, torch.device("cpu"))
     sparse_MV = (expand(cached, TEMPERATURE) / TEMPERATURE).softmax(-1)
-    dense_MV = (live_rows(tensors, TEMPERATURE) / TEMPERATURE).softmax(-1)
-    ids_MK = cached["teacher_ids_MK"]
+    dense_MV = (live_rows(rows.teacher, TEMPERATURE) / TEMPERATURE).softmax(-1)
+    ids_MK = cached.ids_MK
     assert_close(sparse_MV.gather(1, ids_MK), dense_MV.gather(1, ids_MK), **EXACT)
 
 
 @pytest.mark.parametrize(("temperature", "column"), [(1.0, 0), (2.0, 1)])
 def test_the_logsumexp_is_that_of_the_objectives_temperature(batch, temperature, column):
     sparse = _as_top_k(batch, 4)
-    got = as_tensors(sparse, temperature=temperature)["teacher_logsumexp_M"].numpy()
+    got = _tensors(sparse, temperature=temperature).rows.teacher.logsumexp_M.numpy()
     np.testing.assert_array_equal(got, sparse.tokens.logsumexp_MJ[:, column])
 
 
-def test_a_batch_without_an_active_chunk_or_token_is_a_differentiable_zero(batch, answer):
-    silent = Batch(
-        **{name: getattr(batch, name) for name in batch.__slots__}
-        | {
-            "is_active_BC": np.zeros((B, 3), bool),
-            "chunk_BS": np.full((B, S), -1, np.int32),
-            "token_position_M": np.zeros(0, np.int32),
-            "tokens": DenseTargets(logits_MV=np.zeros((0, SHARED), np.float32)),
-        }
+def _without_teacher(batch: Batch) -> Batch:
+    return replace(
+        batch,
+        chunk_N=np.full_like(batch.chunk_N, -1),
+        teacher_logp_C=np.zeros(0, np.float32),
+        example_C=np.zeros(0, np.int32),
+        row_M=np.zeros(0, np.int32),
+        tokens=DenseTargets(logits_MV=np.zeros((0, SHARED), np.float32)),
     )
-    for name in ("reverse_calm", "calm", "calm_tidal", "forward_kl", "tidal_kl", "reverse_kl"):
-        distillation = build_distillation(_config(type=name), shared_vocab=SHARED, expand=live_rows)
-        term = distillation.term(answer, as_tensors(silent, temperature=TEMPERATURE), 0.5)
-        assert int(term.count) == 0
-        (grad,) = torch.autograd.grad(term.total, answer.logits_NV, retain_graph=True)
-        assert term.total.item() == 0
-        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_batch_without_an_active_chunk_or_token_is_a_differentiable_zero(name, batch, answer):
+    distillation = build_distillation(_config(type=name), shared_vocab=SHARED, expand=live_rows)
+    got = distillation.term(answer, _tensors(_without_teacher(batch)).rows, 0.5)
+    assert int(got.term.count) == 0
+    (grad,) = torch.autograd.grad(got.term.total, answer.logits_NV)
+    assert got.term.total.item() == 0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("rows_per_block", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_terms_and_measures_of_blocks_add_up_to_those_of_the_batch(
+    name, rows_per_block, batch, rows, answer
+):
+    """No block cuts a chunk, so that a batch may be taken block by block."""
+    distillation = build_distillation(_config(type=name), shared_vocab=SHARED, expand=live_rows)
+    whole = distillation.term(answer, rows, 0.3)
+    blocks = _tensors(batch, rows_per_block=rows_per_block).blocks
+    assert len(blocks) > 1
+    parts = [
+        distillation.term(
+            StudentAnswer(
+                logits_NV=answer.logits_NV[block.positions], logp_N=answer.logp_N[block.positions]
+            ),
+            rows.block(block),
+            0.3,
+        )
+        for block in blocks
+    ]
+    assert_close(sum(part.term.total for part in parts), whole.term.total, **EXACT)
+    assert sum(int(part.term.count) for part in parts) == int(whole.term.count)
+    for name, term in whole.measures.items():
+        total = sum(float(part.measures[name].total) for part in parts if name in part.measures)
+        assert total == pytest.approx(float(term.total), rel=1e-6)
+
+
+def test_measures_are_worked_by_hand():
+    """Softened at T = 2, one half is log-likelihood -1.386; clamped is below 2 log 1e-7 = -32.2."""
+    rows = LossRows(
+        target_id_N=torch.zeros(4, dtype=torch.long),
+        time_N=torch.full((4,), 0.5),
+        chunk_N=torch.tensor([0, 1, 2, 3]),
+        teacher_logp_C=torch.tensor([-1.0, -1.0, -2.0, -40.0]),
+        time_C=torch.full((4,), 0.5),
+        row_M=torch.zeros(0, dtype=torch.long),
+        teacher=None,
+    )
+    logp_N = torch.tensor([-1.3, -1.5, -33.0, -3.0])
+    answer = StudentAnswer(logits_NV=torch.zeros(4, V), logp_N=logp_N)
+    tidal = {"axes": "timestep", "lambda_max": 0.8}
+    config = _config(type="calm_tidal", temperature=2.0, tidal=tidal)
+    measures = build_distillation(config, shared_vocab=None).term(answer, rows, 0.0).measures
+    means = {name: float(term.mean()) for name, term in measures.items()}
+    assert means == pytest.approx(
+        {"clamped_student": 0.25, "clamped_teacher": 0.25, "agreement": 0.75, "lambda": 0.4}
+    )
+
+
+def test_token_agreement_is_the_share_of_equal_favourites(rows, answer):
+    teacher_MV = answer.logits_NV.detach()[rows.row_M, :SHARED].clone()
+    teacher_MV[1] = -teacher_MV[1]
+    told = replace(rows, teacher=DenseRows(logits_MV=teacher_MV))
+    distillation = build_distillation(
+        _config(type="forward_kl"), shared_vocab=SHARED, expand=live_rows
+    )
+    measures = distillation.term(answer, told, 0.0).measures
+    assert float(measures["agreement"].mean()) == pytest.approx(0.8)

@@ -1,0 +1,109 @@
+"""From a recipe to a trainer: student, transformers' arguments, checkpoint to go on from."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import TrainingArguments
+
+from pipeline.config.recipe import Recipe
+from pipeline.student.forward import head
+from pipeline.student.model import check_block_attention, load_student
+from pipeline.text.tokenizer import ChatTokenizer
+from pipeline.train.build import Distillation
+from pipeline.train.head_loss import rows_per_block
+from pipeline.train.loss import StudentLoss
+from pipeline.train.tensors import TensorBatch
+from pipeline.train.trainer import StudentTrainer
+from storage_schemas.errors import RecipeError
+
+# transformers' plain "constant" would ignore the warm-up
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def train_device(recipe: Recipe) -> torch.device:
+    """Where the student is trained."""
+    return torch.device("cpu" if _uses_cpu(recipe.train.device) else "cuda")
+
+
+def make_trainer(
+    recipe: Recipe,
+    tokenizer: ChatTokenizer,
+    distillation: Distillation | None,
+    stream: Callable[[int, int], Iterator[TensorBatch]],
+    *,
+    max_steps: int,
+    shows_progress: bool,
+) -> tuple[StudentTrainer, str | None]:
+    """The trainer, and the checkpoint to go on from.
+
+    `stream(skip, rows)` gives the micro-batches from number `skip` on, their masked positions in
+    blocks of `rows`.
+    """
+    train = recipe.train
+    output = Path(train.output)
+    model = load_student(recipe.student)
+    vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
+    if vocab_size < tokenizer.vocab_size:
+        raise RecipeError(
+            f"expected a student with at least {tokenizer.vocab_size} embeddings, as its tokenizer "
+            f"has tokens, got {vocab_size}; resize the student's embeddings first"
+        )
+    check_block_attention(model, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size)
+    rows = rows_per_block(cast("Any", head(model)).weight.shape[0])
+    checkpoint, done = _last_checkpoint(output)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=max_steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
+        warmup_steps=round(train.warmup_share * max_steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        use_cpu=_uses_cpu(train.device),
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        save_steps=train.save_steps,
+        save_total_limit=train.keep_checkpoints,
+        report_to=list(train.trackers),
+        disable_tqdm=not shows_progress,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # the stream itself begins where the checkpoint ended
+        dataloader_pin_memory=False,
+    )
+    if arguments.world_size > 1:
+        raise RecipeError(
+            f"expected one training process, got {arguments.world_size}; start student-train "
+            "without a launcher"
+        )
+    # one process trains on one GPU: no silent nn.DataParallel over all that are visible
+    arguments._n_gpu = min(1, arguments.n_gpu)  # pyright: ignore[reportPrivateUsage]
+    trainer = StudentTrainer(
+        model,
+        arguments,
+        lambda: stream(done * train.accumulation, rows),
+        loss=StudentLoss(
+            distillation=distillation,
+            mask_id=tokenizer.mask_id,
+            block_size=recipe.student.block_size,
+        ),
+        processing_class=tokenizer.hf,
+    )
+    return trainer, checkpoint
+
+
+def _last_checkpoint(output: Path) -> tuple[str | None, int]:
+    """The last whole checkpoint and its step; the Trainer writes trainer_state.json last."""
+    steps = [
+        int(path.parent.name.removeprefix("checkpoint-"))
+        for path in output.glob("checkpoint-*/trainer_state.json")
+    ]
+    return (str(output / f"checkpoint-{max(steps)}"), max(steps)) if steps else (None, 0)
+
+
+def _uses_cpu(device: str) -> bool:
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())

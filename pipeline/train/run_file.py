@@ -1,0 +1,97 @@
+"""What a run is, as its folder says it: run.json, and summary.json once it is over."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.cache.reader import CacheReader
+from pipeline.config.recipe import Recipe
+from pipeline.train.output import TrainOutput
+from storage_schemas.errors import RecipeError
+
+RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+FINAL_FOLDER = "final"
+# How a run is carried out: another number of loaders, say, makes the same student.
+_NOT_IDENTITY = ("output", "loader_workers", "trackers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """A finished or stopped run. `output` holds the student, for `from_pretrained`.
+
+    It is a URL where train.output is one.
+    metrics: the last logged value of the loss, of each term, and of what else a step logs.
+    """
+
+    output: Path | str
+    steps: int
+    seconds: float
+    is_complete: bool
+    metrics: dict[str, float]
+
+
+def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
+    """What a run is: everything that decides its student."""
+    return {
+        "cache": {"digest": reader.identity.digest, "shards": [e.shard for e in reader.entries]},
+        "recipe": {
+            name: fields
+            for name, fields in recipe.model_dump(
+                mode="json", exclude={"train": set(_NOT_IDENTITY)}
+            ).items()
+            if name in ("pipeline", "student", "objective", "train", "held_out")
+        },
+    }
+
+
+def write_run(output: TrainOutput, run: dict[str, Any]) -> None:
+    """Claims the folder for this run."""
+    _write_json(output.folder / RUN_FILE, run)
+    output.keep(RUN_FILE)
+
+
+def write_summary(output: TrainOutput, summary: TrainSummary) -> None:
+    """Says that the run is over, and how it ended."""
+    _write_json(output.folder / SUMMARY_FILE, asdict(summary) | {"output": FINAL_FOLDER})
+    output.keep(SUMMARY_FILE)
+
+
+def found_summary(output: TrainOutput, run: dict[str, Any]) -> TrainSummary | None:
+    """The summary of this very run, if it is finished; refuses a folder that holds another run."""
+    if not (output.folder / RUN_FILE).exists():
+        return None
+    found = _read_json(output.folder / RUN_FILE)
+    if found != run:
+        names = sorted({name for name, _ in _flat(found).items() ^ _flat(run).items()})
+        raise RecipeError(
+            f"{output.address} holds another run: it differs in {', '.join(names)}; name another "
+            f"train.output, or remove this folder"
+        )
+    if not (output.folder / SUMMARY_FILE).exists():
+        return None
+    fields = _read_json(output.folder / SUMMARY_FILE)
+    fields["output"] = output.place_of(fields["output"])
+    return TrainSummary(**fields)
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Whole or not at all: written beside, then renamed."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.rename(path)
