@@ -27,7 +27,7 @@ STAGE_1_MOMENTS = {
 STAGE_2_MOMENTS = {
     "while a checkpoint is written": ("pipeline.train.trainer.StudentTrainer._save_rng_state", 2),
     "between checkpoints": ("pipeline.train.loss.masked_hidden", 6),
-    "before the summary is written": ("pipeline.student_train._write_json", 2),
+    "before the summary is written": ("pipeline.student_train.write_summary", 1),
 }
 
 # Loads everything once, then forks a child for each moment and waits for its death.
