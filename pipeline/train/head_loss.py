@@ -21,7 +21,9 @@ from pipeline.objectives.precision import upcast
 from pipeline.train.tensors import Block
 from storage_schemas.errors import RecipeError
 
-_LOGITS = 2**23  # that are there at one time, in each of the dozen tensors that a loss makes
+# Logits that are there at one time, in each of the dozen tensors that a loss makes. 36 MiB of them:
+# glibc returns what is larger than 32 MiB to the system at once, and would keep less for itself.
+_LOGITS = 9 * 2**20
 
 BlockLoss = Callable[[Tensor, Block], Tensor]
 """Logits [R, V] of a block in, its share of the loss, a scalar, out."""

@@ -4,6 +4,7 @@ Axes: B row, S position in a row, E example, N masked position, C active chunk, 
 position, K kept logit, R sketch dimension, V vocabulary that both models share.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -150,7 +151,7 @@ def as_tensors(
 
 
 def cut_blocks(chunk_N: Ints, row_M: Ints, rows_per_block: int) -> tuple[Block, ...]:
-    """Blocks of at most `rows_per_block` positions, longer only where one chunk is.
+    """Blocks of at most `rows_per_block` positions, about equal, longer only where one chunk is.
 
     Without a masked position there is one empty block: every rank has a loss to run backward from.
     """
@@ -158,9 +159,10 @@ def cut_blocks(chunk_N: Ints, row_M: Ints, rows_per_block: int) -> tuple[Block, 
     # a cut before n is allowed unless the tokens on both sides are of one chunk
     is_inside_N = (chunk_N[1:] == chunk_N[:-1]) & (chunk_N[1:] >= 0)
     allowed = np.flatnonzero(np.r_[True, ~is_inside_N, True]) if num_rows else np.zeros(1, int)
+    size = math.ceil(num_rows / max(1, math.ceil(num_rows / rows_per_block)))
     edges = [0]
     while edges[-1] < num_rows:
-        last = int(np.searchsorted(allowed, edges[-1] + rows_per_block, side="right")) - 1
+        last = int(np.searchsorted(allowed, edges[-1] + size, side="right")) - 1
         following = int(np.searchsorted(allowed, edges[-1], side="right"))
         edges.append(int(allowed[max(last, following)]))
     if num_rows == 0:
