@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
-.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher train-models clean
+.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher bench-student train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -46,6 +46,10 @@ bench-cache: $(VENV)/.installed-bench
 # Where the real vLLM is; the last line is JSON.
 bench-teacher: $(VLLM_VENV)/.installed
 	$(VLLM_PYTHON) tests/benchmarks/bench_teacher.py
+
+# What a training step costs beside plain fine-tuning; the last line is JSON.
+bench-student: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/bench_student.py
 
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed

@@ -87,9 +87,9 @@ def _interpolate(
     """(1 - lambda) student + lambda teacher, where a share of nothing of -inf is nothing."""
     student_MV, teacher_MV = upcast(student_MV), upcast(teacher_MV)
     lambda_M1 = as_column(lambda_M, student_MV)
-    return torch.where(lambda_M1 == 1, 0.0, (1 - lambda_M1) * student_MV) + torch.where(
-        lambda_M1 == 0, 0.0, lambda_M1 * teacher_MV
-    )
+    # in place: at a real vocabulary every copy of the rows is felt
+    mixed_MV = ((1 - lambda_M1) * student_MV).masked_fill_(lambda_M1 == 1, 0.0)
+    return mixed_MV.add_((lambda_M1 * teacher_MV).masked_fill_(lambda_M1 == 0, 0.0))
 
 
 def _cos(x: Real | Float[Tensor, "..."]) -> float | Float[Tensor, "..."]:
