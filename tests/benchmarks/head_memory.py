@@ -3,8 +3,8 @@
 `python head_memory.py ours|plain` prints one JSON line. V = 151,936, H = 1024, two sequences of 512
 tokens, half of them masked, head trainable, float32. plain: the head on all 2 x 1024 rows (noised
 and clean half, as transformers' forward has them), TIDAL on the dense [M, V] teacher. ours: block
-by block from a sketch of r = 4096. Left out: the head's weights, one copy of their gradient, and the
-teacher's input (dense rows; sketch and its decoder). Linux only.
+by block from a sketch of r = 4096. Left out: the head's weights, one copy of their gradient, and
+the teacher's input (dense rows; the sketch and its decoder). Linux only.
 """
 
 import json
