@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.evaluate.masks import LEVELS, HeldOut, draw_held_out
+from pipeline.evaluate.ranks import ALONE, Ranks
 from pipeline.evaluate.scores import (
     HeldOutScores,
     PairedDifference,
@@ -50,7 +51,21 @@ class _View:
     level: int
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a model says at the masked positions of a batch; view_N counts within the batch."""
+
+    view_N: NDArray[np.int64]
+    nll_N: NDArray[np.float64]
+    is_correct_N: NDArray[np.bool_]
+    is_content_N: NDArray[np.bool_]
+
+
+Work = Callable[[PreTrainedModel], Scored]
+Call = Callable[[Work], Scored]
+
+
+@torch.no_grad()  # no inference_mode: what it makes cannot be gathered into sharded weights
 def evaluate_held_out(
     model: PreTrainedModel,
     held_out: HeldOut,
@@ -59,19 +74,26 @@ def evaluate_held_out(
     block_size: int,
     batch_tokens: int = 8192,
     on_progress: Progress | None = None,
+    call: Call | None = None,
+    ranks: Ranks = ALONE,
 ) -> HeldOutScores:
     """The model's scores on every stored mask, under the block-diffusion mask.
 
     A batch holds views of one length, hence no padding, and at most `batch_tokens` tokens of it (or
-    one view). `on_progress` is told how many views of how many are done.
+    one view). `on_progress` is told how many views of how many are done. In training, `call` runs
+    a piece of work as the trainer's model does, and `ranks` share the batches: each has the whole
+    scores in the end.
     """
     shape = (2, len(held_out.records), len(held_out.levels))  # axis 0: content, all targets
-    nll, num_correct, num_masked = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
+    nll, num_correct, num_masked = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     done, total = 0, shape[1] * shape[2]
     was_training = model.training
     model.eval()
-    for views in _batches(held_out, batch_tokens):
-        scored = _score(model, held_out, views, mask_id=mask_id, block_size=block_size)
+    for views, is_counted in ranks.share(list(_batches(held_out, batch_tokens))):
+        work = _work(held_out, views, mask_id=mask_id, block_size=block_size)
+        scored = work(model) if call is None else call(work)
+        if not is_counted:
+            continue
         at = [view.record for view in views], [view.level for view in views]
         for kind, counted_N in enumerate((scored.is_content_N, np.ones_like(scored.is_content_N))):
             here = (kind, *at)
@@ -82,6 +104,7 @@ def evaluate_held_out(
         if on_progress is not None:
             on_progress(done, total)
     model.train(was_training)
+    nll, num_correct, num_masked = ranks.sum(np.stack([nll, num_correct, num_masked]))
     maskable = [
         [int(flags.sum()) for flags in (record.is_content_S, record.is_target_S)]
         for record in held_out.records
@@ -90,8 +113,8 @@ def evaluate_held_out(
         TokenScores(
             levels=held_out.levels,
             nll_RL=nll[kind],
-            num_correct_RL=num_correct[kind],
-            num_masked_RL=num_masked[kind],
+            num_correct_RL=num_correct[kind].astype(np.int64),
+            num_masked_RL=num_masked[kind].astype(np.int64),
             num_maskable_R=np.array(maskable)[:, kind],
         )
         for kind in range(2)
@@ -102,16 +125,6 @@ def evaluate_held_out(
         content=content,
         target=target,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scored:
-    """The masked positions of a batch; view_N counts within the batch."""
-
-    view_N: NDArray[np.int64]
-    nll_N: NDArray[np.float64]
-    is_correct_N: NDArray[np.bool_]
-    is_content_N: NDArray[np.bool_]
 
 
 def _batches(held_out: HeldOut, batch_tokens: int) -> Iterator[list[_View]]:
@@ -131,9 +144,16 @@ def _batches(held_out: HeldOut, batch_tokens: int) -> Iterator[list[_View]]:
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
+def _work(held_out: HeldOut, views: list[_View], *, mask_id: int, block_size: int) -> Work:
+    def work(model: PreTrainedModel) -> Scored:
+        return _score(model, held_out, views, mask_id=mask_id, block_size=block_size)
+
+    return work
+
+
 def _score(
     model: PreTrainedModel, held_out: HeldOut, views: list[_View], *, mask_id: int, block_size: int
-) -> _Scored:
+) -> Scored:
     records = [held_out.records[view.record] for view in views]
     mask = np.stack([r.is_masked_LS[v.level] for r, v in zip(records, views, strict=True)])
     ids_BS = torch.from_numpy(np.stack([r.student_ids_S for r in records])).long()
@@ -148,7 +168,7 @@ def _score(
         block_size=block_size,
     )
     logp_N, best_N = _read_out(model, hidden_NH, ids_BS[is_masked_BS].to(device))
-    return _Scored(
+    return Scored(
         view_N=mask.nonzero()[0],
         nll_N=-logp_N.double().cpu().numpy(),
         is_correct_N=(best_N.cpu() == ids_BS[is_masked_BS]).numpy(),

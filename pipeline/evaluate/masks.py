@@ -124,17 +124,21 @@ def draw_held_out(
     block_size: int,
     seed: int = 0,
     levels: Sequence[float] = LEVELS,
+    max_records: int | None = None,
 ) -> tuple[HeldOut, tuple[Skip, ...]]:
     """The masks of these records, and the records that cannot serve.
 
     A record is cut and filled as in training. Its masks depend on the seed, its id, the level's
-    index and nothing else; no draw of training has a key of theirs.
+    index and nothing else; no draw of training has a key of theirs. `max_records` usable ones are
+    enough: the first.
     """
     if not levels or not all(0 < level <= 1 for level in levels):
         raise RecipeError(f"expected noise levels in (0, 1], got {list(levels)}")
     drawn: list[HeldOutRecord] = []
     skips: list[Skip] = []
     for record in records:
+        if len(drawn) == max_records:
+            break
         try:
             drawn.append(_draw(record, tokenizer, length, block_size, seed, levels))
         except RecordError as error:

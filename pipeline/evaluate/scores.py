@@ -52,6 +52,17 @@ class TokenScores:
         return float(self.bound_R.sum() / self.num_maskable_R.sum())
 
     @property
+    def nll_bound_error(self) -> float:
+        """Standard error of the bound over records, in nats; NaN where there are too few."""
+        return _ratio(self.bound_R, self.num_maskable_R)[1]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the masked tokens of all levels whose most likely token is the true one."""
+        num_masked = int(self.num_masked_RL.sum())
+        return int(self.num_correct_RL.sum()) / num_masked if num_masked else float("nan")
+
+    @property
     def bound_R(self) -> Sums:
         """What each record adds to the bound, in nats: not yet over its tokens."""
         return (self.nll_RL / np.array(self.levels)).mean(1)
