@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tiny import steps_of
 from transformers import TrainerCallback
 
 from pipeline.cache.reader import CacheReader
@@ -121,4 +122,4 @@ def train(
     trainer.add_callback(Reporter(logs.append, lambda: False))
     trainer.add_callback(first)
     trainer.train()
-    return [entry for entry in logs if "loss" in entry], first.gradient
+    return steps_of(logs), first.gradient

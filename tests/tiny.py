@@ -23,6 +23,7 @@ from pipeline.diffusion.corrupt import corrupt
 from pipeline.records.source import index_records, read_part
 from pipeline.text.pair import make_pair
 from pipeline.text.tokenizer import ChatTokenizer
+from pipeline.train.pace import TIMINGS
 from storage_schemas.examples import Pair
 from storage_schemas.views import Corruption
 
@@ -188,6 +189,12 @@ class Tiny:
             for pair in self.pairs(recipe)
             for view in range(noise.views)
         ]
+
+
+def steps_of(logs: list[dict[str, float]]) -> list[dict[str, float]]:
+    """A run's log entries without what they say of time, in which no two runs agree."""
+    of_time = (*TIMINGS, "seconds_left")
+    return [{name: entry[name] for name in entry if name not in of_time} for entry in logs]
 
 
 def assert_same(got: Any, want: Any, where: str = "value") -> None:

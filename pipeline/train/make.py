@@ -15,6 +15,7 @@ from pipeline.train.build import Distillation
 from pipeline.train.head_loss import rows_per_block
 from pipeline.train.loss import StudentLoss
 from pipeline.train.tensors import TensorBatch
+from pipeline.train.trackers import check_trackers
 from pipeline.train.trainer import StudentTrainer
 from storage_schemas.errors import RecipeError
 
@@ -35,13 +36,15 @@ def make_trainer(
     *,
     max_steps: int,
     shows_progress: bool,
+    stamp: Callable[[Path, int], None] = lambda folder, step: None,
 ) -> tuple[StudentTrainer, str | None]:
     """The trainer, and the checkpoint to go on from.
 
     `stream(skip, rows)` gives the micro-batches from number `skip` on, their masked positions in
-    blocks of `rows`.
+    blocks of `rows`. `stamp(folder, step)` marks every folder that a student is saved to.
     """
     train = recipe.train
+    check_trackers(train.trackers)
     output = Path(train.output)
     model = load_student(recipe.student)
     vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
@@ -70,6 +73,7 @@ def make_trainer(
         save_steps=train.save_steps,
         save_total_limit=train.keep_checkpoints,
         report_to=list(train.trackers),
+        trackio_space_id=None,  # on this machine: some versions would open a public Space
         disable_tqdm=not shows_progress,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the stream itself begins where the checkpoint ended
@@ -91,6 +95,7 @@ def make_trainer(
             mask_id=tokenizer.mask_id,
             block_size=recipe.student.block_size,
         ),
+        stamp=stamp,
         processing_class=tokenizer.hf,
     )
     return trainer, checkpoint

@@ -1,18 +1,22 @@
 """What a run is, as its folder says it: run.json, and summary.json once it is over."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.cache.reader import CacheReader
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, resolved_json
 from pipeline.train.output import TrainOutput
 from storage_schemas.errors import RecipeError
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
 FINAL_FOLDER = "final"
+RECIPE_FILE = "recipe.json"
+STAMP_FILE = "tidecache.json"
 # How a run is carried out: another number of loaders, say, makes the same student.
 _NOT_IDENTITY = ("output", "loader_workers", "trackers")
 
@@ -21,8 +25,9 @@ _NOT_IDENTITY = ("output", "loader_workers", "trackers")
 class TrainSummary:
     """A finished or stopped run. `output` holds the student, for `from_pretrained`.
 
-    It is a URL where train.output is one.
-    metrics: the last logged value of the loss, of each term, and of what else a step logs.
+    It is a URL where train.output is one. A run that held-out likelihood ended early is complete.
+    metrics: the last logged value of the loss, of each term, and of what else a step logs; with
+    held-out records also the best evaluation's bound, that of step best_step.
     """
 
     output: Path | str
@@ -30,6 +35,8 @@ class TrainSummary:
     seconds: float
     is_complete: bool
     metrics: dict[str, float]
+    stopped_early: bool = False
+    best_step: int | None = None
 
 
 def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
@@ -44,6 +51,20 @@ def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
             if name in ("pipeline", "student", "objective", "train", "held_out")
         },
     }
+
+
+def stamp_of(recipe: Recipe, reader: CacheReader) -> Callable[[Path, int], None]:
+    """What leaves in the folder of a saved student what made it, beside transformers' files."""
+    made_by = {
+        "cache": {"address": reader.address, "digest": reader.identity.digest},
+        "version": metadata.version("tidecache"),
+    }
+
+    def stamp(folder: Path, step: int) -> None:
+        _write_text(folder / RECIPE_FILE, resolved_json(recipe))
+        _write_json(folder / STAMP_FILE, made_by | {"step": step})
+
+    return stamp
 
 
 def write_run(output: TrainOutput, run: dict[str, Any]) -> None:
@@ -91,7 +112,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     """Whole or not at all: written beside, then renamed."""
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.rename(path)

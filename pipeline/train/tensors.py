@@ -102,6 +102,7 @@ class TensorBatch:
     rows: LossRows
     blocks: tuple[Block, ...]
     num_maskable: int
+    num_text_tokens: int
 
     @property
     def num_chunks(self) -> int:
@@ -147,6 +148,7 @@ def as_tensors(
         rows=rows,
         blocks=cut_blocks(batch.chunk_N, row_M, rows_per_block),
         num_maskable=batch.num_maskable,
+        num_text_tokens=int((batch.example_BS >= 0).sum()),
     )
 
 

@@ -4,7 +4,9 @@ Method, section 5. Every term enters as a total over the counts of the WHOLE opt
 accumulation and the cut into micro-batches do not change the gradient.
 """
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +25,7 @@ from transformers import (
 from pipeline.objectives import LossTerm
 from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
+from pipeline.train.pace import Pace
 from pipeline.train.tensors import TensorBatch
 
 
@@ -49,23 +52,49 @@ class StudentTrainer(Trainer):
         stream: Callable[[], Iterator[TensorBatch]],
         *,
         loss: StudentLoss,
+        stamp: Callable[[Path, int], None] = lambda folder, step: None,
         **options: Any,
     ) -> None:
+        """`stamp(folder, step)` leaves in a saved student's folder what made it."""
         model = open_forward(model)
         super().__init__(model=model, args=args, train_dataset=_Stream(stream), **options)
         self.model_accepts_loss_kwargs = True  # the loss is divided by whole-step counts already
         self._loss = loss
+        self._stamp = stamp
         self._window = _Window()
+        self._pace = Pace()
+        self._added: dict[str, float] = {}
 
-    def train_from(self, checkpoint: str | None) -> None:
-        """Train to the end; after a checkpoint of the last step, `train` would take one more."""
+    def train_from(
+        self, checkpoint: str | None, *, is_over: Callable[[TrainerState], bool]
+    ) -> bool:
+        """Train to the end; False if the checkpoint is the end: `train` would take a step more."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-            if state.global_step >= self.args.max_steps:
+            if state.global_step >= self.args.max_steps or is_over(state):
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
-                return
+                return False
         self.train(resume_from_checkpoint=checkpoint)
+        return True
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A context for what is no step of training: its time counts for none."""
+        return self._pace.paused()
+
+    def add_to_entry(self, metrics: dict[str, float]) -> None:
+        """These are part of the next log entry."""
+        self._added |= metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers does, with a stamp."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self._stamp(Path(output_dir or str(self.args.output_dir)), self.state.global_step)
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        with self.paused():
+            super()._save_checkpoint(*args, **options)
 
     def get_train_dataloader(self) -> DataLoader[TensorBatch]:
         """The stream itself: it batches, shuffles and resumes."""
@@ -75,7 +104,7 @@ class StudentTrainer(Trainer):
         self, epoch_iterator: Iterator[TensorBatch], num_batches: int, device: torch.device
     ) -> tuple[list[TensorBatch], Counts]:
         """The micro-batches of one optimizer step, and the counts of all of them together."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        batches = self._pace.take(epoch_iterator, num_batches)
         counts = torch.tensor(
             [
                 [batch.num_maskable for batch in batches],
@@ -107,8 +136,9 @@ class StudentTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds, since the last entry, the terms' mean over steps and the measures' over items."""
         if "loss" in logs and not self._window.is_empty:
-            logs = logs | self._window.close(self.state.global_step)
-            logs["progress"] = self._progress()
+            logs = logs | self._window.close(self.state.global_step) | self._added
+            logs |= self._pace.close(self._total) | {"progress": self._progress()}
+            self._added = {}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: TensorBatch) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -117,6 +147,10 @@ class StudentTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return cast("Any", self.accelerator).reduce(values.to(self.args.device), reduction="sum")
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps
@@ -154,10 +188,25 @@ class Reporter(TrainerCallback):
     """Hands every log entry on, and stops with a checkpoint when asked to."""
 
     def __init__(
-        self, on_log: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]
+        self,
+        on_log: Callable[[dict[str, float]], None],
+        should_stop: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_log = on_log
         self._should_stop = should_stop
+        self._clock = clock
+        self._began, self._first_step = clock(), 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """The time left is told by the steps since here."""
+        self._began, self._first_step = self._clock(), state.global_step
 
     def on_log(
         self,
@@ -167,10 +216,17 @@ class Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Each entry, with its step; not the Trainer's epoch, which a resume counts anew."""
-        if logs:
-            entry = {name: value for name, value in logs.items() if name != "epoch"}
-            self._on_log({"step": float(state.global_step), **entry})
+        """Each entry about steps: which step of how many, and how many seconds are left.
+
+        Without the Trainer's epoch, which a resume counts anew.
+        """
+        if not logs or "loss" not in logs:
+            return
+        step, steps = state.global_step, state.max_steps
+        pace = (self._clock() - self._began) / max(1, step - self._first_step)
+        place = {"step": step, "steps": steps, "seconds_left": (steps - step) * pace}
+        entry = {name: value for name, value in logs.items() if name != "epoch"}
+        self._on_log({name: float(value) for name, value in (place | entry).items()})
 
     def on_step_end(
         self,

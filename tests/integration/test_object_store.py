@@ -111,7 +111,7 @@ def test_both_stages_run_wholly_on_an_object_store_as_on_a_disk(remote, local, t
     got = obstore.get(store, "final/model.safetensors").bytes().to_bytes()
     assert got == (Path(local.train.output) / "final" / "model.safetensors").read_bytes()
     assert {path.split("/")[0] for path in objects_in(remote.train.output)} == {
-        "run.json", "summary.json", "final", "checkpoint-4", "checkpoint-6",
+        "run.json", "summary.json", "metrics.parquet", "final", "checkpoint-4", "checkpoint-6",
     }  # fmt: skip
     found = run_student_train(remote, on_log=lambda logs: pytest.fail("no step"))
     assert (found.steps, found.metrics, found.output) == (6, trained.metrics, trained.output)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import assert_same, files_of
+from tiny import assert_same, files_of, steps_of
 from transformers import AutoModelForCausalLM
 
 from pipeline.cache.reader import CacheReader
@@ -19,7 +19,7 @@ def train(recipe):
     logs: list[dict[str, float]] = []
     summary = run_student_train(recipe, on_log=logs.append, shows_progress=False)
     assert summary.is_complete
-    return [entry for entry in logs if "loss" in entry]
+    return steps_of(logs)
 
 
 def views_of(recipe):
