@@ -5,12 +5,19 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.shards.pace import Progress, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OnShard = Callable[[Progress], None]
 OnLog = Callable[[dict[str, float]], None]
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+HELD_OUT = "held_out_nll"
+_OF_PLACE = ("step", "steps", "seconds_left", "progress")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,34 +64,75 @@ def reporting_to(*, on_shard: OnShard, on_log: OnLog) -> Generator[None]:
 
 @contextmanager
 def on_terminal() -> Generator[None]:
-    """Shows shards as a bar, and metrics as lines, on standard error while the context lasts."""
+    """Shows shards, or steps, as a bar on standard error while the context lasts.
+
+    Held-out likelihood also gets a line each time that it is measured.
+    """
     from rich.console import Console
+
+    with bars_on(Console(stderr=True, highlight=False)):
+        yield
+
+
+@contextmanager
+def bars_on(console: "Console") -> Generator[None]:
+    """`on_terminal`, on any console."""
     from rich.progress import BarColumn, MofNCompleteColumn
     from rich.progress import Progress as Bars
 
-    console = Console(stderr=True, highlight=False)
-    columns = ("shards", BarColumn(), MofNCompleteColumn(), "{task.fields[pace]}")
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}")
     with Bars(*columns, console=console) as bars:
-        task = bars.add_task("shards", total=None, visible=False, pace="")
+        shards = bars.add_task("shards", total=None, visible=False, note="")
+        steps = bars.add_task("steps", total=None, visible=False, note="")
+        held_out: dict[str, float] = {}  # as it was measured last
 
         def on_shard(progress: Progress) -> None:
             bars.update(
-                task,
+                shards,
                 completed=progress.done,
                 total=progress.total,
                 visible=True,
-                pace=_short(progress),
+                note=_short(progress),
             )
 
         def on_log(metrics: dict[str, float]) -> None:
-            console.print(_line(metrics))
+            if HELD_OUT in metrics:
+                console.print(_line(metrics))
+                held_out[HELD_OUT] = metrics[HELD_OUT]
+            bars.update(
+                steps,
+                completed=metrics["step"],
+                total=metrics.get("steps"),
+                visible=True,
+                note=_note(held_out | metrics),
+            )
 
         with reporting_to(on_shard=on_shard, on_log=on_log):
             yield
 
 
 def _line(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+    """A log entry for a person: where the run stands, then what it says of itself."""
+    steps = f" of {metrics['steps']:.0f}" if "steps" in metrics else ""
+    left = f", {_left(metrics)}" if _left(metrics) else ""
+    values = [
+        f"{name} {value:.6g}"
+        for name, value in metrics.items()
+        if name not in _OF_PLACE and not name.startswith(f"{HELD_OUT}_at_")
+    ]
+    return "  ".join([f"step {metrics['step']:.0f}{steps}{left}", *values])
+
+
+def _note(metrics: dict[str, float]) -> str:
+    """What stands behind the bar of steps."""
+    held_out = f"held out {metrics[HELD_OUT]:.4g}" if HELD_OUT in metrics else ""
+    speed = f"{metrics['tokens_per_s']:,.0f} tok/s" if "tokens_per_s" in metrics else ""
+    parts = (_left(metrics), f"loss {metrics['loss']:.4g}", held_out, speed)
+    return "  ".join(part for part in parts if part)
+
+
+def _left(metrics: dict[str, float]) -> str:
+    return f"{duration(metrics['seconds_left'])} left" if "seconds_left" in metrics else ""
 
 
 def _short(progress: Progress) -> str:

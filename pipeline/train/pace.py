@@ -7,14 +7,24 @@ is a step.
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from pipeline.train.tensors import TensorBatch
-
 TIMINGS = ("tokens_per_s", "wait_share")
 """What a log entry says of time; no two runs agree on it."""
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A batch that knows how many tokens its texts have."""
+
+    @property
+    def num_text_tokens(self) -> int: ...
+
+
+_B = TypeVar("_B", bound=Counted)
 
 
 class Pace:
@@ -25,7 +35,7 @@ class Pace:
         self._began: float | None = None
         self._tokens, self._waited, self._paused = 0, 0.0, 0.0
 
-    def take(self, batches: Iterator[TensorBatch], count: int) -> list[TensorBatch]:
+    def take(self, batches: Iterator[_B], count: int) -> list[_B]:
         """The next `count` batches, or as many as there are; the time until they come is waiting.
 
         A batch counts with the tokens of its texts, prompts included and padding not. The student
