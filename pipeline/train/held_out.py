@@ -6,7 +6,7 @@ Records that are trained on would flatter the student: those of the cache are re
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from transformers import (
@@ -126,7 +126,8 @@ class HeldOutWatch(TrainerCallback):
             control.should_training_stop = True
 
     def _scores(self, model: PreTrainedModel, args: TrainingArguments) -> HeldOutScores:
-        ranks = Ranks(rank=args.process_index, count=args.world_size, device=args.device)
+        place = cast("Any", args)
+        ranks = Ranks(rank=place.process_index, count=place.world_size, device=place.device)
         return evaluate_held_out(
             model,
             self._held_out,

@@ -44,9 +44,13 @@ def scan_metrics(run: str | Path) -> pl.LazyFrame:
 
 
 def metrics_frame(history: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """The entries about steps as rows: `step`, then a float64 column for each name in them."""
+    """The entries about steps as rows: `step`, `loss`, then what else they say, by name.
+
+    All but `step` are float64.
+    """
     entries = [entry for entry in history if "loss" in entry]  # not the Trainer's closing one
-    names = {name: None for entry in entries for name in entry if name not in _NOT_KEPT}
+    said = {name for entry in entries for name in entry if name not in _NOT_KEPT}
+    names = sorted(said, key=lambda name: (name != "loss", name))
     columns: dict[str, list[Any]] = {"step": [int(entry["step"]) for entry in entries]}
     columns |= {name: [_number(entry.get(name)) for entry in entries] for name in names}
     return pl.DataFrame(columns, schema={"step": pl.Int64, **dict.fromkeys(names, pl.Float64)})
@@ -100,7 +104,7 @@ class MetricsWriter(TrainerCallback):
         scratch.replace(self._output.folder / METRICS_FILE)
 
 
-def _number(value: float | None) -> float | None:
+def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 

@@ -7,7 +7,7 @@ is a step.
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Pace:
         now = self._clock()
         seconds = now - self._began - self._paused
         sums = torch.tensor([1.0, self._tokens, self._waited, seconds], dtype=torch.float64)
-        processes, tokens, waited, spent = total(sums).tolist()
+        processes, tokens, waited, spent = cast("list[float]", total(sums).tolist())
         self._began = now
         self._tokens, self._waited, self._paused = 0, 0.0, 0.0
         spent = max(spent, 1e-9)

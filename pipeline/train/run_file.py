@@ -57,7 +57,7 @@ def stamp_of(recipe: Recipe, reader: CacheReader) -> Callable[[Path, int], None]
     """What leaves in the folder of a saved student what made it, beside transformers' files."""
     made_by = {
         "cache": {"address": reader.address, "digest": reader.identity.digest},
-        "version": metadata.version("tidecache"),
+        "version": _version(),
     }
 
     def stamp(folder: Path, step: int) -> None:
@@ -95,6 +95,13 @@ def found_summary(output: TrainOutput, run: dict[str, Any]) -> TrainSummary | No
     fields = _read_json(output.folder / SUMMARY_FILE)
     fields["output"] = output.place_of(fields["output"])
     return TrainSummary(**fields)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tidecache")
+    except metadata.PackageNotFoundError:  # the code runs where it was not installed
+        return "unknown"
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -235,7 +235,12 @@ class Reporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Asked after every optimizer step."""
+        """Asked after every optimizer step.
+
+        A checkpoint ends an entry: what a resumed run averages begins with its own first step.
+        """
         if self._should_stop():
             control.should_save = True
             control.should_training_stop = True
+        if control.should_save:
+            control.should_log = True

@@ -1,5 +1,6 @@
 """Both stages wholly on an object store: records, cache and checkpoints, over a real S3 API."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import obstore
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from tiny import assert_same, files_of
+from tiny import assert_same, files_of, lines, write_lines
 from typer.testing import CliRunner
 
 from flows.events import cache_address
@@ -24,11 +25,13 @@ from pipeline.cache.inspect import (
 )
 from pipeline.cache.reader import CacheReader
 from pipeline.cli.app import app
+from pipeline.config.held_out import HeldOutConfig
 from pipeline.config.recipe import resolved_json
 from pipeline.records.source import index_records
 from pipeline.storage.connection import connect
 from pipeline.student_train import run_student_train
 from pipeline.teacher_cache import run_teacher_cache
+from pipeline.train.metrics_log import scan_metrics
 from storage_schemas.errors import (
     CacheMissingError,
     CacheWriteError,
@@ -52,6 +55,7 @@ WRITER = """
 import json, sys
 from pipeline.config.recipe import parse_recipe
 from pipeline.teacher_cache import run_teacher_cache
+from pipeline.train.metrics_log import scan_metrics
 recipe = parse_recipe(json.loads(sys.argv[1]), where="test")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -113,6 +117,8 @@ def test_both_stages_run_wholly_on_an_object_store_as_on_a_disk(remote, local, t
     assert {path.split("/")[0] for path in objects_in(remote.train.output)} == {
         "run.json", "summary.json", "metrics.parquet", "final", "checkpoint-4", "checkpoint-6",
     }  # fmt: skip
+    log = scan_metrics(remote.train.output).select("step", "loss").collect()
+    assert log.rows() == [(entry["step"], entry["loss"]) for entry in logs]
     found = run_student_train(remote, on_log=lambda logs: pytest.fail("no step"))
     assert (found.steps, found.metrics, found.output) == (6, trained.metrics, trained.output)
     assert not list(tmp_path.iterdir())  # nothing went to the disk
@@ -217,6 +223,36 @@ def test_training_that_loses_the_store_goes_on_from_the_last_whole_checkpoint(
     assert steps[0] == 3
     got = obstore.get(connect(remote.train.output), "final/model.safetensors").bytes().to_bytes()
     assert got == (Path(local.train.output) / "final" / "model.safetensors").read_bytes()
+
+
+def test_a_watched_run_in_a_store_goes_on_with_its_best_student_and_its_log(remote, tmp_path):
+    rows = [line | {"id": f"unseen/{i}"} for i, line in enumerate(lines())]
+    path = write_lines(tmp_path / "unseen.jsonl", rows)
+    held_out = {
+        "records": {"type": "files", "paths": [str(path)], "id_field": "id"},
+        "every_steps": 2,
+        "max_records": 4,
+    }
+    run_teacher_cache(remote)
+    config = HeldOutConfig.model_validate(held_out)
+    watched = remote.model_copy(update={"held_out": config})
+    steps = iter(range(1, 100))
+    stopped = run_student_train(watched, should_stop=lambda: next(steps) == 3, shows_progress=False)
+    assert not stopped.is_complete
+    path.unlink()  # the masks are kept: nothing of the records is needed to go on
+    summary = run_student_train(watched, shows_progress=False)
+    address = remote.train.output
+    log = scan_metrics(address).select("step", "held_out_nll").collect()
+    assert log["step"].to_list() == [1, 2, 3, 4, 5, 6]
+    evaluated = log.drop_nulls()
+    assert evaluated["step"].to_list() == [2, 4, 6]
+    assert summary.metrics["held_out_nll_best"] == evaluated["held_out_nll"].min()
+    store = connect(address)
+    stamp = json.loads(obstore.get(store, "best/tidecache.json").bytes().to_bytes())
+    assert stamp["step"] == summary.best_step
+    kept = obstore.get(store, f"checkpoint-{summary.best_step}/model.safetensors").bytes()
+    best = obstore.get(store, "best/model.safetensors").bytes()
+    assert best.to_bytes() == kept.to_bytes()
 
 
 def test_another_run_in_the_same_place_is_refused(remote):
