@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import files_of
+from polars.testing import assert_frame_equal
+from tiny import files_of, lines, steps_of, write_lines
 
 from pipeline.cache.reader import CacheReader
 from pipeline.config.recipe import resolved_json
 from pipeline.student_train import run_student_train
 from pipeline.teacher_cache import run_teacher_cache
+from pipeline.train.metrics_log import scan_metrics
+from pipeline.train.pace import TIMINGS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
 
@@ -27,6 +30,7 @@ STAGE_1_MOMENTS = {
 STAGE_2_MOMENTS = {
     "while a checkpoint is written": ("pipeline.train.trainer.StudentTrainer._save_rng_state", 2),
     "between checkpoints": ("pipeline.train.loss.masked_hidden", 6),
+    "between a checkpoint and its place as the best": ("pipeline.train.best._replace", 2),
     "before the summary is written": ("pipeline.student_train.write_summary", 1),
 }
 
@@ -94,11 +98,15 @@ def fields_of(recipe) -> dict:
 
 
 @pytest.fixture(scope="module")
-def make(make_recipe):
-    """Pipeline B, three shards; a checkpoint every second of six steps."""
+def make(make_recipe, tmp_path_factory):
+    """Pipeline B, three shards; an evaluation and a checkpoint every second of six steps."""
+    rows = [line | {"id": f"unseen/{i}"} for i, line in enumerate(lines())]
+    path = write_lines(tmp_path_factory.mktemp("unseen") / "records.jsonl", rows)
+    records = {"type": "files", "paths": [str(path)], "id_field": "id"}
+    held_out = {"records": records, "max_records": 3, "every_steps": 2}
 
     def makes(folder: Path, **overrides):
-        return make_recipe("b", folder, **{"train.save_steps": 2}, **overrides)
+        return make_recipe("b", folder, **{"train.save_steps": 2}, held_out=held_out, **overrides)
 
     return makes
 
@@ -164,15 +172,24 @@ def test_training_killed_at_any_moment_ends_with_the_weights_of_the_undisturbed_
     )
     assert summary.is_complete
     assert summary.steps == 6
-    first = {"while a checkpoint is written": 3, "between checkpoints": 5}.get(moment)
+    first = {
+        "while a checkpoint is written": 3,
+        "between checkpoints": 5,
+        "between a checkpoint and its place as the best": 5,
+    }.get(moment)
     assert steps[:1] == ([] if first is None else [first])
-    got, want = (
-        (folder / "final" / "model.safetensors").read_bytes()
-        for folder in (output, undisturbed / "out")
-    )
-    assert got == want
+    for name in ("final", "best"):
+        got, want = (
+            (folder / name / "model.safetensors").read_bytes()
+            for folder in (output, undisturbed / "out")
+        )
+        assert got == want
     finished, stored = (
         json.loads((folder / "summary.json").read_text())
         for folder in (output, undisturbed / "out")
     )
-    assert finished["metrics"] == stored["metrics"]
+    assert steps_of([finished["metrics"]]) == steps_of([stored["metrics"]])
+    log, want_log = (
+        scan_metrics(folder).collect().drop(TIMINGS) for folder in (output, undisturbed / "out")
+    )
+    assert_frame_equal(log, want_log)
