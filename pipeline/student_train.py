@@ -107,7 +107,10 @@ def _train(
     trainer.add_callback(Reporter(on_log, should_stop))
     trainer.add_callback(CheckpointKeeper(output))
     trainer.remove_callback(PrinterCallback)  # `on_log` tells it
-    metrics, best = MetricsWriter(output), BestKeeper(trainer, output)
+    metrics, best = (
+        MetricsWriter(output),
+        BestKeeper(trainer, output, lambda folder: trainer.save_model(str(folder))),
+    )
     trainer.add_callback(metrics)
     trainer.add_callback(best)
     if held_out is not None:

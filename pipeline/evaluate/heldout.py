@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.evaluate.masks import LEVELS, HeldOut, draw_held_out
-from pipeline.evaluate.ranks import ALONE, Ranks
 from pipeline.evaluate.scores import (
     HeldOutScores,
     PairedDifference,
     TokenScores,
     paired_difference,
 )
+from pipeline.evaluate.share import ALL, Share
 from pipeline.objectives.likelihood import gold_logp
 from pipeline.objectives.precision import upcast
 from pipeline.student.forward import head, masked_hidden
@@ -75,13 +75,13 @@ def evaluate_held_out(
     batch_tokens: int = 8192,
     on_progress: Progress | None = None,
     call: Call | None = None,
-    ranks: Ranks = ALONE,
+    share: Share = ALL,
 ) -> HeldOutScores:
     """The model's scores on every stored mask, under the block-diffusion mask.
 
     A batch holds views of one length, hence no padding, and at most `batch_tokens` tokens of it (or
     one view). `on_progress` is told how many views of how many are done. In training, `call` runs
-    a piece of work as the trainer's model does, and `ranks` share the batches: each has the whole
+    a piece of work as the trainer's model does, and processes share the batches: each has the whole
     scores in the end.
     """
     shape = (2, len(held_out.records), len(held_out.levels))  # axis 0: content, all targets
@@ -89,7 +89,7 @@ def evaluate_held_out(
     done, total = 0, shape[1] * shape[2]
     was_training = model.training
     model.eval()
-    for views, is_counted in ranks.share(list(_batches(held_out, batch_tokens))):
+    for views, is_counted in share.of(list(_batches(held_out, batch_tokens))):
         work = _work(held_out, views, mask_id=mask_id, block_size=block_size)
         scored = work(model) if call is None else call(work)
         if not is_counted:
@@ -104,7 +104,7 @@ def evaluate_held_out(
         if on_progress is not None:
             on_progress(done, total)
     model.train(was_training)
-    nll, num_correct, num_masked = ranks.sum(np.stack([nll, num_correct, num_masked]))
+    nll, num_correct, num_masked = share.sum(np.stack([nll, num_correct, num_masked]))
     maskable = [
         [int(flags.sum()) for flags in (record.is_content_S, record.is_target_S)]
         for record in held_out.records

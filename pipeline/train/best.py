@@ -5,6 +5,7 @@ whatever ends a run, the next one finds it or makes it anew.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ BEST_FOLDER = "best"
 class BestKeeper(TrainerCallback):
     """Keeps the student whose evaluation was the best, also when its checkpoint goes."""
 
-    def __init__(self, trainer: StudentTrainer, output: TrainOutput) -> None:
+    def __init__(
+        self, trainer: StudentTrainer, output: TrainOutput, save: Callable[[Path], None]
+    ) -> None:
+        """`save` writes the present student, whole, to a folder; all processes call it."""
         self._trainer = trainer
         self._output = output
+        self._save = save
 
     def on_train_begin(
         self,
@@ -52,7 +57,7 @@ class BestKeeper(TrainerCallback):
             return
         folder = self._output.folder / BEST_FOLDER
         new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
-        self._trainer.save_model(str(new))
+        self._save(new)
         if state.is_world_process_zero:
             _replace(folder, new, old)
             self._output.keep(BEST_FOLDER)

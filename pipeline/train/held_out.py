@@ -6,7 +6,7 @@ Records that are trained on would flatter the student: those of the cache are re
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 from transformers import (
@@ -22,7 +22,6 @@ from pipeline.config.held_out import HeldOutConfig
 from pipeline.config.models import StudentConfig
 from pipeline.config.records import RecordsConfig
 from pipeline.evaluate.heldout import HeldOut, HeldOutScores, draw_held_out, evaluate_held_out
-from pipeline.evaluate.ranks import Ranks
 from pipeline.records.source import index_records, read_part
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.standing import HELD_OUT_NLL, Standing
@@ -114,7 +113,7 @@ class HeldOutWatch(TrainerCallback):
             return
         assert model is not None, "the Trainer hands its model to every callback"
         with self._trainer.paused():
-            metrics = held_out_metrics(self._scores(model, args))
+            metrics = held_out_metrics(self._scores(model))
         self._trainer.add_to_entry(metrics)
         control.should_log = True
         entry = {**metrics, "step": step}
@@ -125,16 +124,14 @@ class HeldOutWatch(TrainerCallback):
         if is_over:
             control.should_training_stop = True
 
-    def _scores(self, model: PreTrainedModel, args: TrainingArguments) -> HeldOutScores:
-        place = cast("Any", args)
-        ranks = Ranks(rank=place.process_index, count=place.world_size, device=place.device)
+    def _scores(self, model: PreTrainedModel) -> HeldOutScores:
         return evaluate_held_out(
             model,
             self._held_out,
             mask_id=self._mask_id,
             block_size=self._block_size,
             call=lambda work: model(work),
-            ranks=ranks,
+            share=self._trainer.share(),
         )
 
 

@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from pipeline.evaluate.share import Share
 from pipeline.objectives import LossTerm
 from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
@@ -81,6 +82,11 @@ class StudentTrainer(Trainer):
     def paused(self) -> AbstractContextManager[None]:
         """A context for what is no step of training: its time counts for none."""
         return self._pace.paused()
+
+    def share(self) -> Share:
+        """This process's part of what all of them evaluate together."""
+        args = cast("Any", self.args)
+        return Share(rank=args.process_index, count=args.world_size, total=self._total)
 
     def add_to_entry(self, metrics: dict[str, float]) -> None:
         """These are part of the next log entry."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate.masks import draw_held_out
-from pipeline.evaluate.ranks import Ranks
+from pipeline.evaluate.share import Share
 from pipeline.records.source import index_records, read_part
 
 # Record by record, so that there are batches to share; three of them, so that one rank fills up.
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch
 from pipeline.evaluate.heldout import evaluate_held_out
 from pipeline.evaluate.masks import HeldOut
-from pipeline.evaluate.ranks import Ranks
+from pipeline.evaluate.share import Share
 from transformers import AutoModelForCausalLM
 
 folder, rank, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -33,9 +33,14 @@ def call(work):
     calls.append(work)
     return work(model)
 
+def total(values):
+    if count > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
 scores = evaluate_held_out(
     model, HeldOut.load(Path(folder, "masks.parquet")), mask_id=4095, block_size=16, batch_tokens=1,
-    call=call, ranks=Ranks(rank=rank, count=count),
+    call=call, share=Share(rank=rank, count=count, total=total),
 )
 np.savez(
     f"{folder}/{rank}-of-{count}.npz", calls=len(calls), nll=scores.content.nll_RL,
@@ -49,13 +54,13 @@ if count > 1:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_every_item_is_counted_once_and_all_ranks_have_as_many(count):
     items = list("abcde")
-    shares = [list(Ranks(rank=rank, count=count).share(items)) for rank in range(count)]
+    shares = [list(Share(rank=rank, count=count).of(items)) for rank in range(count)]
     assert sorted(x for share in shares for x, is_counted in share if is_counted) == items
     assert {len(share) for share in shares} == {-(-5 // count)}
 
 
 def test_nothing_to_share_is_nothing_for_each():
-    assert list(Ranks(rank=1, count=2).share([])) == []
+    assert list(Share(rank=1, count=2).of([])) == []
 
 
 def test_two_processes_have_the_scores_of_one_bit_for_bit(tiny, tmp_path):
