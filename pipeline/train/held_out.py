@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from torch import nn
 from transformers import (
-    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -104,7 +104,7 @@ class HeldOutWatch(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: PreTrainedModel | None = None,
+        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         """The figures join the log entry of this very step."""
@@ -124,13 +124,13 @@ class HeldOutWatch(TrainerCallback):
         if is_over:
             control.should_training_stop = True
 
-    def _scores(self, model: PreTrainedModel) -> HeldOutScores:
+    def _scores(self, model: nn.Module) -> HeldOutScores:
         return evaluate_held_out(
-            model,
+            self._trainer.ask(model, lambda student: student),  # the one that another may wrap
             self._held_out,
             mask_id=self._mask_id,
             block_size=self._block_size,
-            call=lambda work: model(work),
+            call=lambda work: self._trainer.ask(model, work),
             share=self._trainer.share(),
         )
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -28,6 +28,8 @@ from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
 from pipeline.train.pace import Pace
 from pipeline.train.tensors import TensorBatch
+
+_T = TypeVar("_T")
 
 
 class _Stream(IterableDataset[TensorBatch]):
@@ -74,6 +76,7 @@ class StudentTrainer(Trainer):
             state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
             if state.global_step >= self.args.max_steps or is_over(state):
                 self._load_from_checkpoint(checkpoint)
+                state.is_world_process_zero = self.is_world_process_zero()  # not the writer's
                 self.state = state
                 return False
         self.train(resume_from_checkpoint=checkpoint)
@@ -82,6 +85,11 @@ class StudentTrainer(Trainer):
     def paused(self) -> AbstractContextManager[None]:
         """A context for what is no step of training: its time counts for none."""
         return self._pace.paused()
+
+    def ask(self, model: nn.Module, work: Callable[[PreTrainedModel], _T]) -> _T:
+        """What the work makes of the student, run in the model's call, at training's precision."""
+        with self.accelerator.autocast():
+            return cast("_T", model(work))
 
     def share(self) -> Share:
         """This process's part of what all of them evaluate together."""
@@ -135,7 +143,7 @@ class StudentTrainer(Trainer):
         def work(student: PreTrainedModel) -> tuple[Tensor, StepParts]:
             return self._loss(student, inputs, counts, progress)
 
-        loss, parts = cast("tuple[Tensor, StepParts]", model(work))
+        loss, parts = self.ask(model, work)
         self._window.add(parts, self.state.global_step)
         return loss
 
