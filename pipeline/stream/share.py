@@ -71,9 +71,13 @@ class Share:
         content = self.reader.read_shard(
             self.reader.entries[shard], self.coder, with_top_k=self.has_tokens
         )
-        lengths = [len(content.examples[view.example].student_ids_S) for view in content.views]
-        cuts = self.order.cuts(epoch, shard)
-        return OpenShard(
-            content=content,
-            order_V=bucketed(lengths, cuts, seed=self.order.seed, epoch=epoch, shard=shard),
+        examples = [view.example for view in content.views]
+        order_V = bucketed(
+            [len(content.examples[example].student_ids_S) for example in examples],
+            examples,
+            self.order.cuts(epoch, shard),
+            seed=self.order.seed,
+            epoch=epoch,
+            shard=shard,
         )
+        return OpenShard(content=content, order_V=order_V)
