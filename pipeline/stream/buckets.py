@@ -7,6 +7,7 @@ example, and only a part of a round is sorted at a time.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +36,15 @@ def bucketed(
     shuffled = rng.permutation(len(lengths))
     shuffled = shuffled[np.argsort(_rounds(np.asarray(examples)[shuffled]), kind="stable")]
     length_of = np.asarray(lengths)
-    groups = list(pairwise(cuts))
     order = np.empty_like(shuffled)
+    groups = list(pairwise(cuts))
     largest = max(stop - start for start, stop in groups)
     per_window = max(1, min(WINDOW, len(set(examples)) // largest))  # no more than a round
     for first in range(0, len(groups), per_window):
         window = groups[first : first + per_window]
         views = shuffled[window[0][0] : window[-1][1]]
         views = views[np.argsort(length_of[views], kind="stable")]
-        for g in rng.permutation(len(window)).tolist():
+        for g in cast("list[int]", rng.permutation(len(window)).tolist()):
             start, stop = window[g]
             order[start:stop], views = views[: stop - start], views[stop - start :]
     return order
