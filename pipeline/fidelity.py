@@ -137,8 +137,9 @@ def _choose(reader: CacheReader, num_views: int) -> dict[int, list[int]]:
 def _read(
     reader: CacheReader, chosen: dict[int, list[int]], comparison: "_Comparison"
 ) -> Iterator[View]:
+    coder = None if comparison.basis is None else comparison.basis.coder
     for shard, rows in chosen.items():
-        content = reader.read_shard(reader.entries[shard], comparison.basis)
+        content = reader.read_shard(reader.entries[shard], coder)
         for row in rows:
             stored = content.views[row]
             yield View(

@@ -35,6 +35,10 @@ class LostWorkersError(TidecacheError, RuntimeError):
     """Shards were given up, each after several worker processes had died of it."""
 
 
+class LoaderError(TidecacheError, RuntimeError):
+    """A process that reads a cache ahead of training ended before its time."""
+
+
 class CacheMissingError(TidecacheError, FileNotFoundError):
     """There is no cache, or no committed shard, where one was expected."""
 

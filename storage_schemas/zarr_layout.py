@@ -134,7 +134,7 @@ def encode_tokens(
 def decode_tokens(
     files: Mapping[str, bytes],
     kept: KeptIdentity,
-    basis: Basis | None,
+    coder: SketchCoder | None,
     *,
     is_joint_M: NDArray[np.bool_],
     chunk_logp_M: Floats,
@@ -143,7 +143,7 @@ def decode_tokens(
     """The rows of tokens.zarr, from the bytes of its files.
 
     chunk_logp_M: the logp of the chunk that each token belongs to. What is not asked for is left
-    out and not decoded: the top k (K = 0), and without a basis the sketch (R = 0).
+    out and not decoded: the top k (K = 0), and without a coder the sketch (R = 0).
     """
     rows = TokenRows(num_rows=len(is_joint_M), num_joint=int(is_joint_M.sum()))
     gold_logp_M = chunk_logp_M.copy()
@@ -153,9 +153,9 @@ def decode_tokens(
     sketch_MR = np.empty((rows.num_rows, 0), np.int16)
     if with_top_k and kept.top_k:
         ids_MK, logits_MK = decode_ids(files, kept, rows), decode_logits(files, kept, rows)
-    if basis is not None and basis.coder is not None:
+    if coder is not None:
         coded = decode_array(files, kept, rows, "sketch")
-        sketch_MR = decode_sketch(coded, rows.num_rows, basis.coder)
+        sketch_MR = decode_sketch(coded, rows.num_rows, coder)
     return KeptTargets(
         ids_MK=ids_MK,
         logits_MK=logits_MK,

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.diffusion.corrupt import has_any, is_covered
-from storage_schemas.basis import Basis
 from storage_schemas.errors import CacheCorruptError
 from storage_schemas.examples import Bools, Pair
 from storage_schemas.identity import KeptIdentity
 from storage_schemas.manifest import LedgerEntry
 from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, SKIPS, VIEWS, Table, decode_table
 from storage_schemas.shard import ShardContent, StoredView
+from storage_schemas.sketch_coder import SketchCoder
 from storage_schemas.skips import Skip
 from storage_schemas.targets import KeptTargets, Targets
 from storage_schemas.views import Corruption
@@ -23,7 +23,7 @@ def decode_shard(
     files: Mapping[str, bytes],
     entry: LedgerEntry,
     kept: KeptIdentity,
-    basis: Basis | None,
+    coder: SketchCoder | None,
     *,
     with_top_k: bool = True,
 ) -> ShardContent:
@@ -46,7 +46,7 @@ def decode_shard(
         tokens = decode_tokens(
             tokens_of(files),
             kept,
-            basis,
+            coder,
             is_joint_M=is_joint_M,
             chunk_logp_M=np.repeat(chunks.arrays["logp"], size_C),
             with_top_k=with_top_k,

@@ -15,6 +15,7 @@ from storage_schemas.errors import CacheCorruptError, CacheMissingError, Tidecac
 from storage_schemas.identity import CacheIdentity
 from storage_schemas.manifest import LEDGER_FOLDER, FileEntry, LedgerEntry, Manifest
 from storage_schemas.shard import ShardContent
+from storage_schemas.sketch_coder import SketchCoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +66,13 @@ class CacheReader:
     def read_shard(
         self,
         entry: LedgerEntry,
-        basis: Basis | None = None,
+        coder: SketchCoder | None = None,
         *,
         with_top_k: bool = True,
     ) -> ShardContent:
         """The content of one shard; every byte is checked, what is not wanted is not decoded.
 
-        Sketches are decoded with the basis; without one they are left out (R = 0).
+        Sketches are decoded with the basis's coder; without one they are left out (R = 0).
         """
         try:
             files = self.read_files(entry, entry.files)
@@ -79,7 +80,7 @@ class CacheReader:
                 files,
                 entry,
                 self.identity.kept,
-                basis,
+                coder,
                 with_top_k=with_top_k,
             )
         except CacheCorruptError as error:

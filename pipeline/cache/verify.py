@@ -248,8 +248,9 @@ def _content_faults(
     entry: LedgerEntry, files: dict[str, bytes], expected: Expected
 ) -> Iterator[str]:
     kept = expected.identity.kept
+    coder = None if expected.basis is None else expected.basis.coder
     try:
-        content = decode_shard(files, entry, kept, expected.basis)
+        content = decode_shard(files, entry, kept, coder)
         yield from contradictions(content, entry, files, expected)
     except _NONSENSE as error:
         yield f"expected content of one piece, got: {type(error).__name__}: {error}"

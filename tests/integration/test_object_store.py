@@ -43,12 +43,16 @@ READER = """
 import hashlib, sys
 from pipeline.cache.reader import CacheReader
 from pipeline.stream.loader import CacheStream
-reader = CacheReader.open(sys.argv[1])
-stream = CacheStream(reader, batch_size=4, seed=int(sys.argv[2]), has_tokens=True)
-digest = hashlib.sha256()
-for number, batch in zip(range(18), stream.batches()):  # three epochs
-    digest.update(batch.student_ids_BS.tobytes())
-print(digest.hexdigest())
+if __name__ == "__main__":
+    reader = CacheReader.open(sys.argv[1])
+    seed, workers = int(sys.argv[2]), int(sys.argv[3])
+    digest = hashlib.sha256()
+    with CacheStream(
+        reader, batch_size=4, seed=seed, has_tokens=True, lanes=2, workers=workers
+    ) as stream:
+        for number, batch in zip(range(18), stream.batches()):  # three epochs
+            digest.update(batch.student_ids_BS.tobytes())
+    print(digest.hexdigest())
 """
 
 WRITER = """
@@ -302,16 +306,17 @@ def test_two_runs_on_one_remote_cache_at_once_make_what_one_makes(remote, local)
 
 def test_several_processes_stream_from_one_remote_cache_at_once(remote, local):
     run_teacher_cache(remote)
-    jobs = [(address, seed) for seed in (0, 1) for address in (remote.cache.path, local.cache.path)]
+    near, far = local.cache.path, remote.cache.path
+    jobs = [(far, 0, 2), (near, 0, 0), (far, 1, 0), (near, 1, 1)]  # address, seed, workers
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", READER, address, str(seed)],
+            [sys.executable, "-c", READER, address, str(seed), str(num_workers)],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for address, seed in jobs
+        for address, seed, num_workers in jobs
     ]
     said = [worker.communicate()[0].strip() for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * len(jobs)

@@ -62,7 +62,8 @@ def calibrations(monkeypatch):
 def contents(recipe):
     reader = CacheReader.open(Path(recipe.cache.path))
     basis = reader.read_basis()
-    return [reader.read_shard(entry, basis) for entry in reader.entries]
+    coder = basis.coder if basis is not None else None
+    return [reader.read_shard(entry, coder) for entry in reader.entries]
 
 
 def cached_ids(recipe):

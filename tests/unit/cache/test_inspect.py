@@ -296,7 +296,7 @@ def test_distributions_are_what_stage_2_expands(sketches, temperature):
     reader = CacheReader.open(sketches)
     basis = reader.read_basis()
     decoder = SketchDecoder.of(basis, torch.device("cpu"))
-    shards = [reader.read_shard(entry, basis) for entry in reader.entries]
+    shards = [reader.read_shard(entry, basis.coder) for entry in reader.entries]
     found = scan_distributions(sketches, temperature=temperature, likeliest=None).collect()
     places = position_rows(shards)
     assert len(found) == len(places) * reader.identity.kept.vocab_size

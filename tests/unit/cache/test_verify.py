@@ -98,7 +98,7 @@ def change_tokens(cache: Path, shard: str, change) -> None:
     reader = CacheReader.open(cache)
     entry = next(entry for entry in reader.entries if entry.shard == shard)
     basis, kept = reader.read_basis(), reader.identity.kept
-    content = reader.read_shard(entry, basis)
+    content = reader.read_shard(entry, None if basis is None else basis.coder)
     rows = KeptTargets.joined([view.targets.tokens for view in content.views])
     fields = {name: getattr(rows, name) for name in KeptTargets.__dataclass_fields__}
     rows = KeptTargets(**(fields | change(rows)))

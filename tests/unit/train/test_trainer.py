@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import pipeline.student_train
 from pipeline.cache.reader import CacheReader
 from pipeline.objectives import gold_logp
+from pipeline.stream.collate import collate
 from pipeline.stream.loader import CacheStream
 from pipeline.student.forward import head, masked_hidden
 from pipeline.student_train import num_steps, run_student_train
@@ -87,9 +88,10 @@ def test_the_first_loss_is_the_formula_over_the_first_batch(
     expand = expander(reader.identity.kept, reader.read_basis(), torch.device("cpu"))
     distillation = build_distillation(recipe.objective, shared_vocab=shared, expand=expand)
     is_tokens = distillation is not None and distillation.normalizer == "tokens"
-    stream = CacheStream(reader, batch_size=1, seed=0, has_tokens=is_tokens)
+    stream = CacheStream(reader, batch_size=4, seed=0, has_tokens=is_tokens, collate=list)
     total, num_maskable, terms = 0.0, 0, []
-    for batch in islice(stream.batches(), 4):
+    for view in next(stream.batches()):
+        batch = collate([view], has_tokens=is_tokens)
         one = as_tensors(
             batch,
             temperature=distillation.temperature if distillation else None,
@@ -122,9 +124,26 @@ def test_the_first_loss_is_the_formula_over_the_first_batch(
     assert first["loss"] == pytest.approx(want, rel=1e-5)
 
 
+class JoinedStream(CacheStream):
+    """The views of four micro-batches in one: cut anew, they would be other views."""
+
+    def __init__(self, reader, *, batch_size, has_tokens, **options):
+        options |= {"batch_size": batch_size // 4, "collate": list}
+        super().__init__(reader, has_tokens=has_tokens, **options)
+        self._has_tokens = has_tokens
+
+    def batches(self, *, then=lambda batch: batch, skip=0):
+        small = super().batches(skip=4 * skip)
+        while True:
+            views = [view for part in islice(small, 4) for view in part]
+            yield then(collate(views, has_tokens=self._has_tokens))
+
+
 @pytest.mark.parametrize("kind", ["a", "b"])
-def test_four_small_batches_a_step_are_one_large_one(kind, train_recipe):
-    large, _ = train(train_recipe(kind, "large", **{"train.batch_size": 8}))
+def test_four_small_batches_a_step_are_one_large_one(kind, train_recipe, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.student_train, "CacheStream", JoinedStream)
+        large, _ = train(train_recipe(kind, "large", **{"train.batch_size": 8}))
     small, _ = train(
         train_recipe(kind, "small", **{"train.batch_size": 2, "train.accumulation": 4})
     )
