@@ -20,12 +20,12 @@ from pipeline.train.run_file import (
     FINAL_FOLDER,
     RUN_FILE,
     SUMMARY_FILE,
-    TrainSummary,
     found_summary,
     run_of,
     write_run,
     write_summary,
 )
+from pipeline.train.summary import TrainSummary
 from pipeline.train.tensors import TensorBatch, as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
 from storage_schemas.errors import RecipeError

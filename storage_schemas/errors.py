@@ -35,6 +35,10 @@ class LostWorkersError(TidecacheError, RuntimeError):
     """Shards were given up, each after several worker processes had died of it."""
 
 
+class LostProcessError(TidecacheError, RuntimeError):
+    """A training process crashed, was killed or did not stop when asked to."""
+
+
 class CacheMissingError(TidecacheError, FileNotFoundError):
     """There is no cache, or no committed shard, where one was expected."""
 

@@ -1,13 +1,14 @@
 """What a run is, as its folder says it: run.json, and summary.json once it is over."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.cache.reader import CacheReader
 from pipeline.config.recipe import Recipe
 from pipeline.train.output import TrainOutput
+from pipeline.train.summary import TrainSummary
 from storage_schemas.errors import RecipeError
 
 RUN_FILE = "run.json"
@@ -15,21 +16,6 @@ SUMMARY_FILE = "summary.json"
 FINAL_FOLDER = "final"
 # How a run is carried out: another number of loaders, say, makes the same student.
 _NOT_IDENTITY = ("output", "loader_workers", "trackers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSummary:
-    """A finished or stopped run. `output` holds the student, for `from_pretrained`.
-
-    It is a URL where train.output is one.
-    metrics: the last logged value of the loss, of each term, and of what else a step logs.
-    """
-
-    output: Path | str
-    steps: int
-    seconds: float
-    is_complete: bool
-    metrics: dict[str, float]
 
 
 def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:

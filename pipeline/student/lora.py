@@ -1,0 +1,58 @@
+"""Low-rank adapters in place of a student's full weights, through peft; the head stays as it is."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from pipeline.config.train import LoraConfig
+from storage_schemas.errors import RecipeError
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    """The student with trainable adapters around frozen weights: a peft model, used like a student.
+
+    A target is the last part of the names of linear layers in the student's body.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise RecipeError(
+            "expected peft to be installed for [train.lora], got no such package; run pip install "
+            "'tidecache[lora]'"
+        )
+    import peft
+
+    _check_targets(model, config.targets)
+    made = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.rank,
+            lora_alpha=cast("int", config.alpha),
+            lora_dropout=config.dropout,
+            target_modules=list(config.targets),
+        ),
+    )
+    return cast("PreTrainedModel", made)
+
+
+def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The student with a folder's adapters added into its weights: a plain transformers model."""
+    import peft
+
+    adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    return cast("PreTrainedModel", cast("Any", adapted).merge_and_unload())
+
+
+def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
+    """peft itself is content if one target is found."""
+    head = cast("nn.Module", model.get_output_embeddings())
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    body = {name.rpartition(".")[2] for name, layer in linear.items() if layer is not head}
+    unknown = [target for target in targets if target not in body]
+    if unknown:
+        raise RecipeError(
+            f"expected train.lora.targets among the linear layers of the student's body, "
+            f"{', '.join(sorted(body))}; got {', '.join(unknown)}; the head is never adapted"
+        )
