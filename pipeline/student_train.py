@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from transformers import PrinterCallback, set_seed
@@ -14,8 +15,10 @@ from pipeline.stream.loader import CacheStream
 from pipeline.train.build import Distillation, build_distillation
 from pipeline.train.check import check_cache
 from pipeline.train.expand import expander
-from pipeline.train.make import make_trainer, train_device
+from pipeline.train.finish import save_student
+from pipeline.train.make import make_trainer, train_device, uses_cpu
 from pipeline.train.output import CheckpointKeeper, TrainOutput, open_output
+from pipeline.train.ranks import Ranks
 from pipeline.train.run_file import (
     FINAL_FOLDER,
     RUN_FILE,
@@ -25,6 +28,7 @@ from pipeline.train.run_file import (
     write_run,
     write_summary,
 )
+from pipeline.train.sharding import kind_of_sharding, sharding
 from pipeline.train.summary import TrainSummary
 from pipeline.train.tensors import TensorBatch, as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
@@ -57,6 +61,7 @@ def _train(
     *,
     shows_progress: bool,
 ) -> TrainSummary:
+    ranks = Ranks.join(uses_cpu=uses_cpu(recipe))
     reader = CacheReader.open(recipe.cache.path)
     tokenizer = check_cache(reader, recipe)
     run = run_of(recipe, reader)
@@ -85,20 +90,23 @@ def _train(
         basis=basis,
     )
     set_seed(recipe.train.seed)
-    trainer, checkpoint = make_trainer(
-        _with_output(recipe, output.folder),
-        tokenizer,
-        distillation,
-        lambda skip, rows: _tensors(cache, recipe, distillation, skip, rows),
-        max_steps=num_steps(recipe, cache.num_views),
-        shows_progress=shows_progress,
-    )
-    write_run(output, run)  # nothing that was refused leaves a claim behind
-    trainer.add_callback(Reporter(on_log, should_stop))
-    trainer.add_callback(CheckpointKeeper(output))
-    trainer.remove_callback(PrinterCallback)  # `on_log` tells it
-    trainer.train_from(checkpoint)
-    return _finish(trainer, output, time.monotonic() - began)
+    with sharding(kind_of_sharding(recipe)):
+        trainer, checkpoint = make_trainer(
+            _with_output(recipe, output.folder),
+            tokenizer,
+            distillation,
+            lambda skip, rows: _tensors(cache, recipe, distillation, skip, rows, ranks),
+            ranks=ranks,
+            max_steps=num_steps(recipe, cache.num_views),
+            shows_progress=shows_progress,
+        )
+        if ranks.is_first:
+            write_run(output, run)  # nothing that was refused leaves a claim behind
+        trainer.add_callback(Reporter(on_log, should_stop, ranks))
+        trainer.add_callback(CheckpointKeeper(output, ranks))
+        trainer.remove_callback(PrinterCallback)  # `on_log` tells it
+        trainer.train_from(checkpoint)
+        return _finish(trainer, recipe, output, ranks, time.monotonic() - began)
 
 
 def num_steps(recipe: Recipe, num_views: int) -> int:
@@ -108,7 +116,9 @@ def num_steps(recipe: Recipe, num_views: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def _finish(trainer: StudentTrainer, output: TrainOutput, seconds: float) -> TrainSummary:
+def _finish(
+    trainer: StudentTrainer, recipe: Recipe, output: TrainOutput, ranks: Ranks, seconds: float
+) -> TrainSummary:
     """The summary; of a run that has come to its end, also the student and the summary's file."""
     is_complete = trainer.state.global_step >= trainer.state.max_steps
     metrics = {
@@ -126,16 +136,23 @@ def _finish(trainer: StudentTrainer, output: TrainOutput, seconds: float) -> Tra
         metrics=metrics,
     )
     if is_complete:
-        trainer.save_model(str(output.folder / FINAL_FOLDER))
-        output.keep(FINAL_FOLDER)
-        write_summary(output, summary)
+        save_student(trainer, recipe, output.folder / FINAL_FOLDER, ranks)
+        if ranks.is_first:
+            output.keep(FINAL_FOLDER)
+            write_summary(output, summary)
+    ranks.wait()  # nobody leaves before the run is whole
     return summary
 
 
 def _tensors(
-    cache: CacheStream, recipe: Recipe, distillation: Distillation | None, skip: int, rows: int
+    cache: CacheStream,
+    recipe: Recipe,
+    distillation: Distillation | None,
+    skip: int,
+    rows: int,
+    ranks: Ranks,
 ) -> Iterator[TensorBatch]:
-    for batch in cache.batches(skip=skip):
+    for batch in islice(cache.batches(skip=skip), ranks.rank, None, ranks.size):
         yield as_tensors(
             batch,
             temperature=distillation.temperature if distillation is not None else None,

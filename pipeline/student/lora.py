@@ -11,8 +11,8 @@ from pipeline.config.train import LoraConfig
 from storage_schemas.errors import RecipeError
 
 
-def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
-    """The student with trainable adapters around frozen weights: a peft model, used like a student.
+def add_adapters(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
+    """peft's model around the student: its weights are frozen, and its adapters are trained.
 
     A target is the last part of the names of linear layers in the student's body.
     """
@@ -24,17 +24,14 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     import peft
 
     _check_targets(model, config.targets)
-    made = peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=cast("int", config.alpha),
-            lora_dropout=config.dropout,
-            target_modules=list(config.targets),
-        ),
+    adapters = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=cast("int", config.alpha),
+        lora_dropout=config.dropout,
+        target_modules=list(config.targets),
     )
-    return cast("PreTrainedModel", made)
+    return cast("nn.Module", peft.get_peft_model(model, adapters))
 
 
 def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

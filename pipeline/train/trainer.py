@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     PreTrainedModel,
@@ -23,6 +23,8 @@ from transformers import (
 from pipeline.objectives import LossTerm
 from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
+from pipeline.train.ranks import Ranks
+from pipeline.train.sharding import settle_sharding
 from pipeline.train.tensors import TensorBatch
 
 
@@ -44,14 +46,16 @@ class StudentTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         args: TrainingArguments,
         stream: Callable[[], Iterator[TensorBatch]],
         *,
         loss: StudentLoss,
+        ranks: Ranks,
         **options: Any,
     ) -> None:
         model = open_forward(model)
+        self._ranks = ranks
         super().__init__(model=model, args=args, train_dataset=_Stream(stream), **options)
         self.model_accepts_loss_kwargs = True  # the loss is divided by whole-step counts already
         self._loss = loss
@@ -83,37 +87,44 @@ class StudentTrainer(Trainer):
                 [batch.num_tokens for batch in batches],
             ]
         )
-        maskable, chunks, tokens = counts.sum(1).to(device)
+        maskable, chunks, tokens = self._ranks.sum(counts.sum(1)).to(device)
         return batches, Counts(maskable=maskable, chunks=chunks, tokens=tokens)
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         inputs: TensorBatch,
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """This micro-batch's share of the step's loss."""
+        """This micro-batch's share of the step's loss, times what the mean over ranks divides by."""
         assert num_items_in_batch is not None, "training only"
         counts, progress = num_items_in_batch, self._progress()
 
         def work(student: PreTrainedModel) -> tuple[Tensor, StepParts]:
             return self._loss(student, inputs, counts, progress)
 
-        loss, parts = cast("tuple[Tensor, StepParts]", model(work))
+        with self.accelerator.autocast():  # under FSDP2 nobody else asks for it
+            loss, parts = cast("tuple[Tensor, StepParts]", model(work))
         self._window.add(parts, self.state.global_step)
-        return loss
+        return loss * self._ranks.size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds, since the last entry, the terms' mean over steps and the measures' over items."""
-        if "loss" in logs and not self._window.is_empty:
-            logs = logs | self._window.close(self.state.global_step)
+        if "loss" in logs:
+            logs = logs | self._window.close(self.state.global_step, self._ranks)
             logs["progress"] = self._progress()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: TensorBatch) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Not counted: transformers looks for input ids that a batch of views does not have."""
         return 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, then what this project wants of FSDP2."""
+        super().create_accelerator_and_postprocess()
+        settle_sharding(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
@@ -141,23 +152,33 @@ class _Window:
             self._parts.add_mean(name, value.double())  # so that long windows do not round
         self._parts.add_measures(parts.measures)
 
-    def close(self, step: int) -> dict[str, float]:
-        """The means up to `step`; the next window begins."""
+    def close(self, step: int, ranks: Ranks) -> dict[str, float]:
+        """The means up to `step`, over all processes; the next window begins."""
         steps = max(1, step - self._first_step)
-        means = {name: total.item() / steps for name, total in self._parts.means.items()}
-        measures = {name: float(LossTerm.mean(term)) for name, term in self._parts.measures.items()}
+        parts = ranks.gather(self._parts.to("cpu"))
+        total = StepParts()
+        for one in parts:  # a rank without a single chunk knows nothing of what chunks measure
+            for name, value in one.means.items():
+                total.add_mean(name, value)
+            total.add_measures(one.measures)
         self._parts = StepParts()
+        means = {name: value.item() / steps for name, value in total.means.items()}
+        measures = {name: float(LossTerm.mean(term)) for name, term in total.measures.items()}
         return means | measures
 
 
 class Reporter(TrainerCallback):
-    """Hands every log entry on, and stops with a checkpoint when asked to."""
+    """Hands every log entry on, and stops with a checkpoint when any process is asked to."""
 
     def __init__(
-        self, on_log: Callable[[dict[str, float]], None], should_stop: Callable[[], bool]
+        self,
+        on_log: Callable[[dict[str, float]], None],
+        should_stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
         self._on_log = on_log
         self._should_stop = should_stop
+        self._ranks = ranks
 
     def on_log(
         self,
@@ -168,7 +189,7 @@ class Reporter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Each entry, with its step; not the Trainer's epoch, which a resume counts anew."""
-        if logs:
+        if logs and self._ranks.is_first:
             entry = {name: value for name, value in logs.items() if name != "epoch"}
             self._on_log({"step": float(state.global_step), **entry})
 
@@ -179,7 +200,7 @@ class Reporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Asked after every optimizer step."""
-        if self._should_stop():
+        """Asked after every optimizer step; all stop after the same one."""
+        if self._ranks.any(self._should_stop()):
             control.should_save = True
             control.should_training_stop = True
