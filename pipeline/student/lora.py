@@ -1,6 +1,9 @@
 """Low-rank adapters in place of a student's full weights, through peft; the head stays as it is."""
 
 import importlib.util
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,15 +34,25 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
         lora_dropout=config.dropout,
         target_modules=list(config.targets),
     )
-    return cast("nn.Module", peft.get_peft_model(model, adapters))
+    with _old_names():
+        return cast("nn.Module", peft.get_peft_model(model, adapters))
 
 
 def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The student with a folder's adapters added into its weights: a plain transformers model."""
     import peft
 
-    adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    with _old_names():
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
     return cast("PreTrainedModel", cast("Any", adapted).merge_and_unload())
+
+
+@contextmanager
+def _old_names() -> Generator[None]:
+    """peft asks a model for what transformers by now calls otherwise, and warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:

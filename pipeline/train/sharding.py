@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -62,6 +62,7 @@ def settle_sharding(accelerator: Accelerator) -> None:
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         state.distributed_type = DistributedType.FSDP
+        cast("Any", PartialState()).distributed_type = DistributedType.FSDP  # of which that is a copy
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 

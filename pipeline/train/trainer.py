@@ -126,6 +126,16 @@ class StudentTrainer(Trainer):
         settle_sharding(self.accelerator)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if state_dict:  # gathered from all processes, and so a tied weight twice
+            names = [
+                {name for name, _ in self.model.named_parameters(remove_duplicate=is_once)}
+                for is_once in (False, True)
+            ]
+            again = names[0] - names[1]
+            state_dict = {name: x for name, x in state_dict.items() if name not in again}
+        super()._save(output_dir, state_dict)
+
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
 
