@@ -61,7 +61,7 @@ def _train_linked(
             link.send(Logged(rank=rank, metrics=metrics))
 
     try:
-        summary = _train(load_recipe(recipe, overrides), on_log, stop)
+        summary = _train(load_recipe(recipe, overrides), on_log, rank, stop)
     except Exception as error:  # the launcher raises it again
         link.send(
             Failed(
@@ -87,7 +87,7 @@ def _train_by_hand(
             _LOG.info("%s", "  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
 
     try:
-        summary = _train(load_recipe(recipe, overrides), on_log, stop)
+        summary = _train(load_recipe(recipe, overrides), on_log, rank, stop)
     except TidecacheError as error:
         sys.stderr.write(f"{error}\n")
         return _USER_ERROR
@@ -99,13 +99,22 @@ def _train_by_hand(
 
 
 def _train(
-    recipe: "Recipe", on_log: Callable[[dict[str, float]], None], stop: threading.Event
+    recipe: "Recipe", on_log: Callable[[dict[str, float]], None], rank: int, stop: threading.Event
 ) -> "TrainSummary":
-    from pipeline.student_train import run_student_train  # here: it loads torch
+    from torch import distributed  # here: what a user can mend is told before torch is loaded
+    from transformers.utils import logging as transformers_logging
 
-    return run_student_train(
+    from pipeline.student_train import run_student_train
+
+    if rank > 0:  # what the first says once is enough
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+    summary = run_student_train(
         recipe, on_log=on_log, should_stop=stop.is_set, shows_progress=False
     )
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return summary
 
 
 if __name__ == "__main__":

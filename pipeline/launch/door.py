@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.launch.link import STOP
-from pipeline.launch.messages import Finished, Failed, Hello, Message, decode
+from pipeline.launch.messages import Failed, Finished, Hello, Message, decode, lost
 
 _LONGEST_FOLDER = 64  # a socket's path has 107 bytes on Linux, 103 on macOS
 
@@ -42,7 +42,6 @@ class Door:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._callers: list[_Caller] = []
         self._is_stop_asked = False
-        self.lost_ranks: list[int] = []
 
     @property
     def num_open(self) -> int:
@@ -52,7 +51,7 @@ class Door:
     def messages(self, *, seconds: float) -> Iterator[Message]:
         """What has come in, after waiting for it no longer than that.
 
-        A process that leaves without having said how it ended joins `lost_ranks`.
+        For a process that leaves without having said how it ended, it is said here.
         """
         for key, _ in self._selector.select(seconds):
             if key.data is None:
@@ -96,6 +95,8 @@ class Door:
             read = b""
         if not read:
             self._dismiss(caller)
+            if not caller.is_done:
+                yield lost(caller.rank)
             return
         caller.unread += read
         *lines, rest = caller.unread.split(b"\n")
@@ -111,5 +112,3 @@ class Door:
         self._selector.unregister(caller.socket)
         caller.socket.close()
         self._callers.remove(caller)
-        if not caller.is_done:
-            self.lost_ranks.append(caller.rank)

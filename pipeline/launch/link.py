@@ -7,6 +7,7 @@ even while its main thread waits in a collective for a process that is gone.
 import os
 import socket
 import threading
+from contextlib import suppress
 
 from pipeline.launch.messages import Hello, Message, encode
 
@@ -24,7 +25,8 @@ class Link:
         self._stop = stop
         self._is_closing = threading.Event()
         self.send(Hello(rank=rank, pid=os.getpid()))
-        threading.Thread(target=self._listen, name="launcher", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="launcher", daemon=True)
+        self._listener.start()
 
     def send(self, message: Message) -> None:
         """Blocks until it is on its way."""
@@ -33,13 +35,12 @@ class Link:
     def close(self) -> None:
         """No lifeline any more: what is left of this process ends by itself."""
         self._is_closing.set()
-        self._socket.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # the other end may have closed before
+            self._socket.shutdown(socket.SHUT_WR)
 
     def _listen(self) -> None:
-        try:
+        with self._socket, suppress(OSError):  # a connection that breaks is one that ends
             while self._socket.recv(len(STOP)):
                 self._stop.set()  # that is all that a launcher ever says
-        except OSError:
-            pass  # a connection that breaks is one that ends
         if not self._is_closing.is_set():
             os._exit(1)

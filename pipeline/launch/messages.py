@@ -1,12 +1,17 @@
 """What training processes tell the process that launched them, one JSON line a message."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from pipeline.config.base import StrictModel
 from storage_schemas import errors
-from storage_schemas.errors import LostProcessError, TidecacheError
+from storage_schemas.errors import LostProcessError, RecordError, TidecacheError
+
+
+# What gloo and NCCL say of a process that is gone.
+_LOST_PEER = ("closed by peer", "reset by peer", "remote process exited")
 
 
 class _Message(StrictModel):
@@ -47,7 +52,8 @@ class Failed(_Message):
     @property
     def is_own(self) -> bool:
         """Whether it is one of storage_schemas.errors, which users can mend."""
-        return issubclass(getattr(errors, self.error, object), TidecacheError)
+        kind = getattr(errors, self.error, object)
+        return issubclass(kind, TidecacheError) and kind is not RecordError  # of which runs go on
 
     def as_error(self) -> TidecacheError:
         """The error itself where it is our own."""
@@ -57,6 +63,32 @@ class Failed(_Message):
             f"expected training process {self.rank} to finish, got {self.error}: {self.message}\n"
             f"{self.trace}"
         )
+
+
+def lost(rank: int) -> Failed:
+    """What is said for a process that left without having told how it ended."""
+    return Failed(
+        rank=rank,
+        error=LostProcessError.__name__,
+        message=f"expected every training process to finish, got the end of process {rank} without "
+        f"a word: it was killed (out of memory?) or crashed; run again to go on from the last "
+        f"checkpoint",
+        trace="",
+    )
+
+
+def first_cause(failures: Sequence[Failed]) -> TidecacheError:
+    """Of what several processes failed by: what a user can mend, else what came first.
+
+    When one process fails, the others lose their connection to it, and say so, or crash.
+    """
+
+    def how_late(failed: Failed) -> int:
+        if failed.is_own and failed.error != LostProcessError.__name__:
+            return 0
+        return 2 if any(text in failed.message for text in _LOST_PEER) else 1
+
+    return min(failures, key=how_late).as_error()
 
 
 Message = Annotated[Hello | Logged | Finished | Failed, Field(discriminator="type")]

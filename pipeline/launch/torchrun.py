@@ -18,7 +18,7 @@ from typing import IO
 from pipeline.config.recipe import Recipe, resolved_json
 from pipeline.launch.door import Door
 from pipeline.launch.link import SOCKET_VARIABLE
-from pipeline.launch.messages import Failed, Finished, Logged
+from pipeline.launch.messages import Failed, Finished, Logged, first_cause
 from pipeline.storage.address import is_remote
 from pipeline.train.summary import TrainSummary
 from storage_schemas.errors import LostProcessError
@@ -80,8 +80,7 @@ class _Watch:
                 self._summary = _summary(message)
             elif isinstance(message, Failed):
                 self._failures.append(message)
-        if self._failures or self._door.lost_ranks:
-            # the others wait for the lost one, in vain; what they have to say of it is on its way
+        if self._failures:  # the others wait in vain; what they have to say of it is on its way
             self._child.is_quiet = True
             self._end_within(_POLL_SECONDS)
         elif self._summary is not None:
@@ -92,18 +91,11 @@ class _Watch:
             self._end_within(self._grace_seconds)
 
     def result(self) -> TrainSummary:
-        """The summary; raises what went wrong: what a user can mend before what it led to."""
+        """The summary; raises what went wrong."""
         if self._failures:
-            raise min(self._failures, key=lambda failed: not failed.is_own).as_error()
+            raise first_cause(self._failures)
         if self._summary is not None:
             return self._summary
-        if self._door.lost_ranks:
-            ranks = ", ".join(map(str, sorted(self._door.lost_ranks)))
-            raise LostProcessError(
-                f"expected every training process to finish, got the end of process {ranks} "
-                f"without a word: it was killed (out of memory?) or crashed; run again to go on "
-                f"from the last checkpoint"
-            )
         if self._is_stop_asked:
             raise LostProcessError(
                 f"expected the training processes to stop within {self._grace_seconds:g} s, got "
