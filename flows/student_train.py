@@ -15,6 +15,7 @@ from flows.results import train_result
 from flows.run_log import hide_tracebacks_of_user_errors
 from flows.stop import stop_on_sigterm
 from pipeline.config.recipe import load_recipe
+from pipeline.launch.start import train_student
 
 hide_tracebacks_of_user_errors()
 
@@ -35,13 +36,10 @@ def student_train(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any
 def _train_task(stop: threading.Event) -> Callable[[str, tuple[str, ...]], dict[str, Any]]:
     @task(name="train", cache_policy=NO_CACHE, persist_result=False)
     def train(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-        from pipeline.student_train import run_student_train  # here: it loads torch
-
-        summary = run_student_train(
+        summary = train_student(
             load_recipe(Path(recipe), overrides),
             on_log=report_metrics(get_run_logger()),
             should_stop=stop.is_set,
-            shows_progress=False,
         )
         return train_result(summary)
 

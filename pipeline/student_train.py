@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from transformers import PrinterCallback, TrainerState, set_seed
@@ -14,36 +15,46 @@ from pipeline.evaluate.heldout import HeldOut
 from pipeline.stream.loader import CacheStream
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.best import BestKeeper
-from pipeline.train.build import Distillation, build_distillation
+from pipeline.train.build import build_distillation
 from pipeline.train.check import check_cache
 from pipeline.train.expand import expander
-from pipeline.train.held_out import HELD_OUT_FILE, HeldOutWatch, open_held_out
-from pipeline.train.make import make_trainer, train_device
+from pipeline.train.finish import save_student
+from pipeline.train.held_out import (
+    HELD_OUT_FILE,
+    HeldOutWatch,
+    keep_held_out,
+    open_held_out,
+)
+from pipeline.train.make import make_trainer, train_device, uses_cpu
 from pipeline.train.metrics_log import MetricsWriter
 from pipeline.train.output import CheckpointKeeper, TrainOutput, open_output
+from pipeline.train.ranks import Ranks
 from pipeline.train.run_file import (
     FINAL_FOLDER,
     RUN_FILE,
     SUMMARY_FILE,
-    TrainSummary,
     found_summary,
     run_of,
     stamp_of,
     write_run,
     write_summary,
 )
+from pipeline.train.sharding import kind_of_sharding, sharding
 from pipeline.train.standing import HELD_OUT_NLL, Standing
-from pipeline.train.tensors import TensorBatch, as_tensors
+from pipeline.train.summary import TrainSummary
+from pipeline.train.tensors import as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
 from storage_schemas.errors import RecipeError
 
 __all__ = ["TrainSummary", "num_steps", "run_student_train"]
 
+OnLog = Callable[[dict[str, float]], None]
+
 
 def run_student_train(
     recipe: Recipe,
     *,
-    on_log: Callable[[dict[str, float]], None] = lambda logs: None,
+    on_log: OnLog = lambda logs: None,
     should_stop: Callable[[], bool] = lambda: False,
     shows_progress: bool = True,
 ) -> TrainSummary:
@@ -53,72 +64,32 @@ def run_student_train(
     student), summary.json (written last), metrics.parquet (the log), runs/ (TensorBoard); with
     held-out records also held-out.parquet (their masks) and best/ (the best student).
     """
-    with open_output(recipe.train.output) as output:
-        return _train(recipe, output, on_log, should_stop, shows_progress=shows_progress)
-
-
-def _train(
-    recipe: Recipe,
-    output: TrainOutput,
-    on_log: Callable[[dict[str, float]], None],
-    should_stop: Callable[[], bool],
-    *,
-    shows_progress: bool,
-) -> TrainSummary:
+    ranks = Ranks.join(uses_cpu=uses_cpu(recipe))
     reader = CacheReader.open(recipe.cache.path)
     tokenizer = check_cache(reader, recipe)
     run = run_of(recipe, reader)
-    output.fetch(RUN_FILE, SUMMARY_FILE, HELD_OUT_FILE)
-    summary = found_summary(output, run)
-    if summary is not None:
-        return summary
-    _make_folder(output.folder)
-    output.fetch_checkpoint()
-    began = time.monotonic()
-    held_out = _held_out(recipe, tokenizer, output)
-    basis = reader.read_basis()  # also where no objective needs it: a damaged cache is refused
-    has_tokens = isinstance(recipe.objective, TokenObjective)
-    device = train_device(recipe)
-    distillation = build_distillation(
-        recipe.objective,
-        shared_vocab=recipe.pipeline.vocab
-        if isinstance(recipe.pipeline, SharedTokenizer)
-        else None,
-        expand=expander(reader.identity.kept, basis, device) if has_tokens else None,
-    )
-    cache = CacheStream(
-        reader,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.train.seed,
-        has_tokens=has_tokens,
-        basis=basis,
-    )
-    set_seed(recipe.train.seed)
-    trainer, checkpoint = make_trainer(
-        _with_output(recipe, output.folder),
-        tokenizer,
-        distillation,
-        lambda skip, rows: _tensors(cache, recipe, distillation, skip, rows),
-        max_steps=num_steps(recipe, cache.num_views),
-        shows_progress=shows_progress,
-        stamp=stamp_of(recipe, reader),
-    )
-    write_run(output, run)  # nothing that was refused leaves a claim behind
-    trainer.add_callback(Reporter(on_log, should_stop))
-    trainer.add_callback(CheckpointKeeper(output))
-    trainer.remove_callback(PrinterCallback)  # `on_log` tells it
-    metrics, best = (
-        MetricsWriter(output),
-        BestKeeper(trainer, output, lambda folder: trainer.save_model(str(folder))),
-    )
-    trainer.add_callback(metrics)
-    trainer.add_callback(best)
-    if held_out is not None:
-        _watch(trainer, held_out, recipe, tokenizer, output)
-    if not trainer.train_from(checkpoint, is_over=lambda state: _is_over_early(state, recipe)):
-        best.keep(trainer.state)
-    metrics.keep(trainer.state)
-    return _finish(trainer, recipe, output, time.monotonic() - began)
+    with open_output(recipe.train.output) as output:
+        output.fetch(RUN_FILE, SUMMARY_FILE, HELD_OUT_FILE)
+        summary = found_summary(output, run)
+        if summary is not None:
+            return summary
+        _make_folder(output.folder)
+        output.fetch_checkpoint()
+        held_out = open_held_out(recipe, tokenizer, output)
+        began = time.monotonic()
+        with _open_stream(recipe, reader, ranks) as stream, sharding(kind_of_sharding(recipe)):
+            trainer, checkpoint = _make_trainer(
+                recipe, output, reader, tokenizer, stream, ranks, shows_progress=shows_progress
+            )
+            ranks.wait()  # all have read what is there
+            if ranks.is_first:
+                write_run(output, run)  # nothing that was refused leaves a claim behind
+                if held_out is not None:
+                    keep_held_out(held_out, output)
+            trainer.add_callback(Reporter(on_log, should_stop, ranks))
+            trainer.add_callback(CheckpointKeeper(output, ranks))
+            _train(recipe, trainer, checkpoint, held_out, tokenizer.mask_id, output, ranks)
+            return _finish(trainer, recipe, output, ranks, time.monotonic() - began)
 
 
 def num_steps(recipe: Recipe, num_views: int) -> int:
@@ -128,37 +99,89 @@ def num_steps(recipe: Recipe, num_views: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def _held_out(recipe: Recipe, tokenizer: ChatTokenizer, output: TrainOutput) -> HeldOut | None:
-    if recipe.held_out is None:
-        return None
-    # without run.json, a file that lies there is of no known run
-    stored = output.folder / HELD_OUT_FILE if (output.folder / RUN_FILE).exists() else None
-    return open_held_out(
-        stored, recipe.held_out, recipe.student, tokenizer, cache=recipe.cache.path
+def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStream:
+    train = recipe.train
+    return CacheStream(
+        reader,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        has_tokens=isinstance(recipe.objective, TokenObjective),
+        basis=reader.read_basis(),  # also where no objective needs it: damage is to be refused
+        lanes=train.open_shards,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        workers=train.loader_workers,
+        pins=not uses_cpu(recipe),
     )
 
 
-def _watch(
-    trainer: StudentTrainer,
-    held_out: HeldOut,
+def _make_trainer(
     recipe: Recipe,
-    tokenizer: ChatTokenizer,
     output: TrainOutput,
-) -> None:
-    """Evaluates as the recipe says, on masks that are kept."""
-    assert recipe.held_out is not None, "there are held-out records"
-    if trainer.is_world_process_zero():
-        held_out.save(output.folder / HELD_OUT_FILE)
-        output.keep(HELD_OUT_FILE)
-    trainer.add_callback(
-        HeldOutWatch(
-            trainer,
-            held_out,
-            recipe.held_out,
-            mask_id=tokenizer.mask_id,
-            block_size=recipe.student.block_size,
-        )
+    reader: CacheReader,
+    tokenizer: ChatTokenizer,
+    stream: CacheStream,
+    ranks: Ranks,
+    *,
+    shows_progress: bool,
+) -> tuple[StudentTrainer, str | None]:
+    has_tokens = isinstance(recipe.objective, TokenObjective)
+    expand = None
+    if has_tokens:
+        expand = expander(reader.identity.kept, reader.read_basis(), train_device(recipe))
+    is_shared = isinstance(recipe.pipeline, SharedTokenizer)
+    distillation = build_distillation(
+        recipe.objective,
+        shared_vocab=recipe.pipeline.vocab if is_shared else None,
+        expand=expand,
     )
+    to_tensors = partial(
+        as_tensors,
+        temperature=None if distillation is None else distillation.temperature,
+        block_size=recipe.student.block_size,
+    )
+    set_seed(recipe.train.seed)
+    return make_trainer(
+        _with_output(recipe, output.folder),
+        tokenizer,
+        distillation,
+        lambda skip, rows: stream.batches(skip=skip, then=partial(to_tensors, rows_per_block=rows)),
+        ranks=ranks,
+        max_steps=num_steps(recipe, stream.num_views),
+        shows_progress=shows_progress,
+        stamp=stamp_of(recipe, reader),
+    )
+
+
+def _train(
+    recipe: Recipe,
+    trainer: StudentTrainer,
+    checkpoint: str | None,
+    held_out: HeldOut | None,
+    mask_id: int,
+    output: TrainOutput,
+    ranks: Ranks,
+) -> None:
+    """To the end, or to where the run is stopped; what is watched is kept."""
+    trainer.remove_callback(PrinterCallback)  # the reporter tells it
+    metrics = MetricsWriter(output)
+    best = BestKeeper(trainer, output, lambda folder: save_student(trainer, recipe, folder, ranks))
+    trainer.add_callback(metrics)
+    trainer.add_callback(best)
+    if held_out is not None:
+        assert recipe.held_out is not None, "the recipe asks for it"
+        trainer.add_callback(
+            HeldOutWatch(
+                trainer,
+                held_out,
+                recipe.held_out,
+                mask_id=mask_id,
+                block_size=recipe.student.block_size,
+            )
+        )
+    if not trainer.train_from(checkpoint, is_over=lambda state: _is_over_early(state, recipe)):
+        best.keep(trainer.state)
+    metrics.keep(trainer.state)
 
 
 def _is_over_early(state: TrainerState, recipe: Recipe) -> bool:
@@ -167,22 +190,23 @@ def _is_over_early(state: TrainerState, recipe: Recipe) -> bool:
 
 
 def _finish(
-    trainer: StudentTrainer, recipe: Recipe, output: TrainOutput, seconds: float
+    trainer: StudentTrainer, recipe: Recipe, output: TrainOutput, ranks: Ranks, seconds: float
 ) -> TrainSummary:
     """The summary; of a run that has come to its end, also the student and the summary's file."""
-    is_at_end = trainer.state.global_step >= trainer.state.max_steps
-    stopped_early = not is_at_end and _is_over_early(trainer.state, recipe)
-    best = Standing.of(trainer.state.log_history).best
+    state = trainer.state
+    is_at_end = state.global_step >= state.max_steps
+    stopped_early = not is_at_end and _is_over_early(state, recipe)
+    best = Standing.of(state.log_history).best
     metrics = {
         name: float(value)
-        for entry in trainer.state.log_history
+        for entry in state.log_history
         if "loss" in entry  # the Trainer's closing entry is of the time since a resume alone
         for name, value in entry.items()
         if name not in ("step", "epoch")
     }
     summary = TrainSummary(
         output=output.place_of(FINAL_FOLDER),
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         seconds=seconds,
         is_complete=is_at_end or stopped_early,
         metrics=metrics if best is None else metrics | {f"{HELD_OUT_NLL}_best": best.nll},
@@ -190,22 +214,12 @@ def _finish(
         best_step=None if best is None else best.step,
     )
     if summary.is_complete:
-        trainer.save_model(str(output.folder / FINAL_FOLDER))
-        output.keep(FINAL_FOLDER)
-        write_summary(output, summary)
+        save_student(trainer, recipe, output.folder / FINAL_FOLDER, ranks)
+        if ranks.is_first:
+            output.keep(FINAL_FOLDER)
+            write_summary(output, summary)
+    ranks.wait()  # nobody leaves before the run is whole
     return summary
-
-
-def _tensors(
-    cache: CacheStream, recipe: Recipe, distillation: Distillation | None, skip: int, rows: int
-) -> Iterator[TensorBatch]:
-    for batch in cache.batches(skip=skip):
-        yield as_tensors(
-            batch,
-            temperature=distillation.temperature if distillation is not None else None,
-            block_size=recipe.student.block_size,
-            rows_per_block=rows,
-        )
 
 
 def _with_output(recipe: Recipe, folder: Path) -> Recipe:

@@ -39,6 +39,10 @@ class LoaderError(TidecacheError, RuntimeError):
     """A process that reads a cache ahead of training ended before its time."""
 
 
+class LostProcessError(TidecacheError, RuntimeError):
+    """A training process crashed, was killed or did not stop when asked to."""
+
+
 class CacheMissingError(TidecacheError, FileNotFoundError):
     """There is no cache, or no committed shard, where one was expected."""
 

@@ -251,12 +251,10 @@ def _student_train_plain(recipe: "Recipe") -> dict[str, Any]:
     from flows.progress import report_metrics
     from flows.results import train_result
     from flows.stop import stop_on_sigterm
-    from pipeline.student_train import run_student_train
+    from pipeline.launch.start import train_student
 
     with stop_on_sigterm() as stop:
-        summary = run_student_train(
-            recipe, on_log=report_metrics(_LOG), should_stop=stop.is_set, shows_progress=False
-        )
+        summary = train_student(recipe, on_log=report_metrics(_LOG), should_stop=stop.is_set)
     if not summary.is_complete:
         _stop(f"stopped at step {summary.steps}; run again to go on")
     return train_result(summary)

@@ -79,17 +79,18 @@ class Recipe(StrictModel):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from TOML. An override `objective.type=calm` sets one key; its value is TOML.
+    """A recipe from TOML, or from the JSON that is kept of it beside what it made.
 
-    Setting a table's `type` starts that table anew, since another variant has other keys. Relative
+    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type` starts that table anew, since another variant has other keys. Relative
     paths in a recipe are relative to the folder that the command runs in.
     """
+    parse, kind = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
     try:
-        fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"expected a recipe (TOML) at {path}, got no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: expected a readable TOML file, got: {error}") from error
+        raise RecipeError(f"expected a recipe ({kind}) at {path}, got no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise RecipeError(f"{path}: expected a readable {kind} file, got: {error}") from error
     return parse_recipe(fields, where=str(path), overrides=overrides)
 
 

@@ -7,18 +7,24 @@ which is what transformers' forward makes. So the student's forward is the work 
 
 from collections.abc import Callable
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 _T = TypeVar("_T")
 
 
-def open_forward(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, whose call runs the work that it is given."""
-    model.forward = MethodType(_run, model)
+def open_forward(model: nn.Module) -> nn.Module:
+    """The same model, whose call runs the work that it is given, on the student.
+
+    Those are one, except where peft has put the student into a model of its own.
+    """
+    inner = model if isinstance(model, PreTrainedModel) else cast("Any", model).get_base_model()
+
+    def run(self: nn.Module, work: Callable[[PreTrainedModel], _T]) -> _T:
+        del self
+        return work(inner)
+
+    model.forward = MethodType(run, model)
     return model
-
-
-def _run(model: PreTrainedModel, work: Callable[[PreTrainedModel], _T]) -> _T:
-    return work(model)

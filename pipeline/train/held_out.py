@@ -5,7 +5,6 @@ Records that are trained on would flatter the student: those of the cache are re
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,11 +18,13 @@ from transformers import (
 
 from pipeline.cache.inspect import scan_examples
 from pipeline.config.held_out import HeldOutConfig
-from pipeline.config.models import StudentConfig
+from pipeline.config.recipe import Recipe
 from pipeline.config.records import RecordsConfig
 from pipeline.evaluate.heldout import HeldOut, HeldOutScores, draw_held_out, evaluate_held_out
 from pipeline.records.source import index_records, read_part
 from pipeline.text.tokenizer import ChatTokenizer
+from pipeline.train.output import TrainOutput
+from pipeline.train.run_file import RUN_FILE
 from pipeline.train.standing import HELD_OUT_NLL, Standing
 from pipeline.train.trainer import StudentTrainer
 from storage_schemas.errors import RecipeError
@@ -34,20 +35,18 @@ _RECORDS_PER_PART = 1000
 _NAMED = 3  # of the records that an error is about
 
 
-def open_held_out(
-    stored: Path | None,
-    config: HeldOutConfig,
-    student: StudentConfig,
-    tokenizer: ChatTokenizer,
-    *,
-    cache: str,
-) -> HeldOut:
+def open_held_out(recipe: Recipe, tokenizer: ChatTokenizer, output: TrainOutput) -> HeldOut | None:
     """The masks if they are stored, or those of the recipe's records, none of them in the cache.
 
     They depend on the records and the student's tokenizer, length and block size alone: every run
-    over the same records is scored on the same masks.
+    over the same records is scored on the same masks. None where the recipe asks for no evaluation.
     """
-    if stored is not None and stored.exists():
+    config, student = recipe.held_out, recipe.student
+    if config is None:
+        return None
+    stored = output.folder / HELD_OUT_FILE
+    # without run.json, a file that lies there is of no known run
+    if stored.exists() and (output.folder / RUN_FILE).exists():
         return HeldOut.load(stored)
     held_out, _ = draw_held_out(
         _records(config.records),
@@ -56,8 +55,14 @@ def open_held_out(
         block_size=student.block_size,
         max_records=config.max_records,
     )
-    _refuse_cached([record.record_id for record in held_out.records], cache)
+    _refuse_cached([record.record_id for record in held_out.records], recipe.cache.path)
     return held_out
+
+
+def keep_held_out(held_out: HeldOut, output: TrainOutput) -> None:
+    """Keeps the masks beside the run."""
+    held_out.save(output.folder / HELD_OUT_FILE)
+    output.keep(HELD_OUT_FILE)
 
 
 def held_out_metrics(scores: HeldOutScores) -> dict[str, float]:

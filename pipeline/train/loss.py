@@ -47,6 +47,16 @@ class StepParts:
         for name, term in measures.items():
             self.measures[name] = self.measures[name] + term if name in self.measures else term
 
+    def to(self, device: str) -> "StepParts":
+        """The same on a device."""
+        return StepParts(
+            means={name: value.to(device) for name, value in self.means.items()},
+            measures={
+                name: LossTerm(term.total.to(device), term.count.to(device))
+                for name, term in self.measures.items()
+            },
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentLoss:

@@ -9,11 +9,14 @@ from transformers import TrainingArguments
 
 from pipeline.config.recipe import Recipe
 from pipeline.student.forward import head
-from pipeline.student.model import check_block_attention, load_student
+from pipeline.student.lora import add_adapters
+from pipeline.student.model import check_block_attention, forget_activations, load_student
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import Distillation
 from pipeline.train.head_loss import rows_per_block
 from pipeline.train.loss import StudentLoss
+from pipeline.train.ranks import Ranks, local_rank
+from pipeline.train.sharding import check_sharding, kind_of_sharding
 from pipeline.train.tensors import TensorBatch
 from pipeline.train.trackers import check_trackers
 from pipeline.train.trainer import StudentTrainer
@@ -25,7 +28,13 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 def train_device(recipe: Recipe) -> torch.device:
     """Where the student is trained."""
-    return torch.device("cpu" if _uses_cpu(recipe.train.device) else "cuda")
+    return torch.device("cpu" if uses_cpu(recipe) else f"cuda:{local_rank()}")
+
+
+def uses_cpu(recipe: Recipe) -> bool:
+    """Whether it is trained on the CPU: asked for, or for want of a GPU."""
+    device = recipe.train.device
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
 def make_trainer(
@@ -34,6 +43,7 @@ def make_trainer(
     distillation: Distillation | None,
     stream: Callable[[int, int], Iterator[TensorBatch]],
     *,
+    ranks: Ranks,
     max_steps: int,
     shows_progress: bool,
     stamp: Callable[[Path, int], None] = lambda folder, step: None,
@@ -54,20 +64,25 @@ def make_trainer(
             f"has tokens, got {vocab_size}; resize the student's embeddings first"
         )
     check_block_attention(model, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size)
+    trained = model if train.lora is None else add_adapters(model, train.lora)
+    if train.gradient_checkpointing:
+        forget_activations(model)
     rows = rows_per_block(cast("Any", head(model)).weight.shape[0])
     checkpoint, done = _last_checkpoint(output)
+    if checkpoint is not None:
+        check_sharding(Path(checkpoint), kind_of_sharding(recipe))
     arguments = TrainingArguments(
         output_dir=str(output),
         max_steps=max_steps,
         per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
+        gradient_accumulation_steps=ranks.share_of(train.accumulation),
         learning_rate=train.learning_rate,
         lr_scheduler_type=_SCHEDULES[train.schedule],
         warmup_steps=round(train.warmup_share * max_steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",
-        use_cpu=_uses_cpu(train.device),
+        use_cpu=uses_cpu(recipe),
         seed=train.seed,
         logging_steps=train.log_steps,
         save_steps=train.save_steps,
@@ -78,16 +93,12 @@ def make_trainer(
         remove_unused_columns=False,
         ignore_data_skip=True,  # the stream itself begins where the checkpoint ended
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # a loss reads all of the student, or is zero on all
     )
-    if arguments.world_size > 1:
-        raise RecipeError(
-            f"expected one training process, got {arguments.world_size}; start student-train "
-            "without a launcher"
-        )
     # one process trains on one GPU: no silent nn.DataParallel over all that are visible
     arguments._n_gpu = min(1, arguments.n_gpu)  # pyright: ignore[reportPrivateUsage]
     trainer = StudentTrainer(
-        model,
+        trained,
         arguments,
         lambda: stream(done * train.accumulation, rows),
         loss=StudentLoss(
@@ -96,6 +107,7 @@ def make_trainer(
             block_size=recipe.student.block_size,
         ),
         stamp=stamp,
+        ranks=ranks,
         processing_class=tokenizer.hf,
     )
     return trainer, checkpoint
@@ -108,7 +120,3 @@ def _last_checkpoint(output: Path) -> tuple[str | None, int]:
         for path in output.glob("checkpoint-*/trainer_state.json")
     ]
     return (str(output / f"checkpoint-{max(steps)}"), max(steps)) if steps else (None, 0)
-
-
-def _uses_cpu(device: str) -> bool:
-    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())

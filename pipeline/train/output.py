@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.storage.address import is_remote, resolved_address
 from pipeline.storage.connection import connect, talking_to
+from pipeline.train.ranks import Ranks
 from storage_schemas.errors import CacheWriteError
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class RemoteOutput(TrainOutput):
 class CheckpointKeeper(TrainerCallback):
     """Keeps each checkpoint as soon as the Trainer has written it."""
 
-    def __init__(self, output: TrainOutput) -> None:
+    def __init__(self, output: TrainOutput, ranks: Ranks) -> None:
         self._output = output
+        self._ranks = ranks
 
     def on_save(
         self,
@@ -138,6 +140,9 @@ class CheckpointKeeper(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """The new one is kept before an old one goes."""
+        self._ranks.wait()  # each has files of its own in it
+        if not self._ranks.is_first:
+            return
         self._output.keep(f"checkpoint-{state.global_step}")
         there = [path.name for path in self._output.folder.glob("checkpoint-*")]
         self._output.drop_checkpoints_but(there)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 from pipeline.cache.reader import CacheReader
 from pipeline.config.recipe import Recipe, resolved_json
 from pipeline.train.output import TrainOutput
+from pipeline.train.summary import TrainSummary
 from storage_schemas.errors import RecipeError
 
 RUN_FILE = "run.json"
@@ -19,24 +20,6 @@ RECIPE_FILE = "recipe.json"
 STAMP_FILE = "tidecache.json"
 # How a run is carried out: another number of loaders, say, makes the same student.
 _NOT_IDENTITY = ("output", "loader_workers", "trackers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSummary:
-    """A finished or stopped run. `output` holds the student, for `from_pretrained`.
-
-    It is a URL where train.output is one. A run that held-out likelihood ended early is complete.
-    metrics: the last logged value of the loss, of each term, and of what else a step logs; with
-    held-out records also the best evaluation's bound, that of step best_step.
-    """
-
-    output: Path | str
-    steps: int
-    seconds: float
-    is_complete: bool
-    metrics: dict[str, float]
-    stopped_early: bool = False
-    best_step: int | None = None
 
 
 def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from pipeline.objectives import LossTerm
 from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
 from pipeline.train.pace import Pace
+from pipeline.train.ranks import Ranks
+from pipeline.train.sharding import settle_sharding
 from pipeline.train.tensors import TensorBatch
 
 _T = TypeVar("_T")
@@ -50,16 +52,18 @@ class StudentTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         args: TrainingArguments,
         stream: Callable[[], Iterator[TensorBatch]],
         *,
         loss: StudentLoss,
+        ranks: Ranks,
         stamp: Callable[[Path, int], None] = lambda folder, step: None,
         **options: Any,
     ) -> None:
         """`stamp(folder, step)` leaves in a saved student's folder what made it."""
         model = open_forward(model)
+        self._ranks = ranks
         super().__init__(model=model, args=args, train_dataset=_Stream(stream), **options)
         self.model_accepts_loss_kwargs = True  # the loss is divided by whole-step counts already
         self._loss = loss
@@ -93,8 +97,7 @@ class StudentTrainer(Trainer):
 
     def share(self) -> Share:
         """This process's part of what all of them evaluate together."""
-        args = cast("Any", self.args)
-        return Share(rank=args.process_index, count=args.world_size, total=self._total)
+        return Share(rank=self._ranks.rank, count=self._ranks.size, total=self._ranks.sum)
 
     def add_to_entry(self, metrics: dict[str, float]) -> None:
         """These are part of the next log entry."""
@@ -104,7 +107,11 @@ class StudentTrainer(Trainer):
         """As transformers does, with a stamp."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self._stamp(Path(output_dir or str(self.args.output_dir)), self.state.global_step)
+            self.stamp(Path(output_dir or str(self.args.output_dir)))
+
+    def stamp(self, folder: Path) -> None:
+        """Leaves in a saved student's folder what made it."""
+        self._stamp(folder, self.state.global_step)
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         with self.paused():
@@ -126,17 +133,17 @@ class StudentTrainer(Trainer):
                 [batch.num_tokens for batch in batches],
             ]
         )
-        maskable, chunks, tokens = counts.sum(1).to(device)
+        maskable, chunks, tokens = self._ranks.sum(counts.sum(1)).to(device)
         return batches, Counts(maskable=maskable, chunks=chunks, tokens=tokens)
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         inputs: TensorBatch,
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """This micro-batch's share of the step's loss."""
+        """This micro-batch's share of the step's loss, times what the mean over ranks divides by."""
         assert num_items_in_batch is not None, "training only"
         counts, progress = num_items_in_batch, self._progress()
 
@@ -145,13 +152,13 @@ class StudentTrainer(Trainer):
 
         loss, parts = self.ask(model, work)
         self._window.add(parts, self.state.global_step)
-        return loss
+        return loss * self._ranks.size
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds, since the last entry, the terms' mean over steps and the measures' over items."""
         if "loss" in logs and not self._window.is_empty:
-            logs = logs | self._window.close(self.state.global_step) | self._added
-            logs |= self._pace.close(self._total) | {"progress": self._progress()}
+            logs = logs | self._window.close(self.state.global_step, self._ranks) | self._added
+            logs |= self._pace.close(self._ranks.sum) | {"progress": self._progress()}
             self._added = {}
         super().log(logs, start_time)
 
@@ -159,12 +166,26 @@ class StudentTrainer(Trainer):
         """Not counted: transformers looks for input ids that a batch of views does not have."""
         return 0
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, then what this project wants of FSDP2."""
+        super().create_accelerator_and_postprocess()
+        settle_sharding(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        if state_dict:  # gathered from all processes, and so a tied weight twice
+            names = [
+                {name for name, _ in self.model.named_parameters(remove_duplicate=is_once)}
+                for is_once in (False, True)
+            ]
+            again = names[0] - names[1]
+            state_dict = {name: x for name, x in state_dict.items() if name not in again}
+        super()._save(output_dir, state_dict)
+
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
-
-    def _total(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return cast("Any", self.accelerator).reduce(values.to(self.args.device), reduction="sum")
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps
@@ -189,26 +210,34 @@ class _Window:
             self._parts.add_mean(name, value.double())  # so that long windows do not round
         self._parts.add_measures(parts.measures)
 
-    def close(self, step: int) -> dict[str, float]:
-        """The means up to `step`; the next window begins."""
+    def close(self, step: int, ranks: Ranks) -> dict[str, float]:
+        """The means up to `step`, over all processes; the next window begins."""
         steps = max(1, step - self._first_step)
-        means = {name: total.item() / steps for name, total in self._parts.means.items()}
-        measures = {name: float(LossTerm.mean(term)) for name, term in self._parts.measures.items()}
+        parts = ranks.gather(self._parts.to("cpu"))
+        total = StepParts()
+        for one in parts:  # a rank without a single chunk knows nothing of what chunks measure
+            for name, value in one.means.items():
+                total.add_mean(name, value)
+            total.add_measures(one.measures)
         self._parts = StepParts()
+        means = {name: value.item() / steps for name, value in total.means.items()}
+        measures = {name: float(LossTerm.mean(term)) for name, term in total.measures.items()}
         return means | measures
 
 
 class Reporter(TrainerCallback):
-    """Hands every log entry on, and stops with a checkpoint when asked to."""
+    """Hands every log entry on, and stops with a checkpoint when any process is asked to."""
 
     def __init__(
         self,
         on_log: Callable[[dict[str, float]], None],
         should_stop: Callable[[], bool],
+        ranks: Ranks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_log = on_log
         self._should_stop = should_stop
+        self._ranks = ranks
         self._clock = clock
         self._began, self._first_step = clock(), 0
 
@@ -234,7 +263,7 @@ class Reporter(TrainerCallback):
 
         Without the Trainer's epoch, which a resume counts anew.
         """
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or not self._ranks.is_first:
             return
         step, steps = state.global_step, state.max_steps
         pace = (self._clock() - self._began) / max(1, step - self._first_step)
@@ -249,11 +278,11 @@ class Reporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Asked after every optimizer step.
+        """Asked after every optimizer step; all stop after the same one.
 
         A checkpoint ends an entry: what a resumed run averages begins with its own first step.
         """
-        if self._should_stop():
+        if self._ranks.any(self._should_stop()):
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
