@@ -1,7 +1,7 @@
 """Shards in memory: those in use, and the next one, which a thread reads meanwhile."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ class ReadAhead(Generic[S]):
         self._next: Future[S] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
-    def results(self, make: Callable[[Step, Mapping[Key, S]], T]) -> Iterator[T]:
+    def results(self, make: Callable[[Step, Mapping[Key, S]], T]) -> Generator[T]:
         """What `make` makes of each step. While one is looked at, the next shard is being read."""
         held: dict[Key, S] = {}
         try:
@@ -41,8 +41,8 @@ class ReadAhead(Generic[S]):
                     del held[key]
                 self._start()
                 yield made
-        finally:  # a read that is under way ends by itself
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        finally:  # not in the midst of a read: zarr's own threads may be gone before it ends
+            self._thread.shutdown(cancel_futures=True)
 
     def _start(self) -> None:
         """Begins to read the next shard to be opened, unless that is done already."""

@@ -125,8 +125,9 @@ class CacheStream:
 
 def _batches(share: Share, workers: int, *, pins: bool) -> Generator[Any]:
     """A worker's error as itself; a worker that was killed as a LoaderError."""
+    dataset = ShareDataset(share)
     loader = DataLoader(
-        ShareDataset(share),
+        dataset,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -144,9 +145,10 @@ def _batches(share: Share, workers: int, *, pins: bool) -> Generator[Any]:
             if isinstance(batch, Failure):
                 raise batch.error
             yield batch
-    finally:
+    finally:  # dropping them would not be enough: a traceback may hold them
+        dataset.close()
         if workers:
-            source._shutdown_workers()  # to be dropped is not enough: a traceback may hold it
+            source._shutdown_workers()
 
 
 def _as_it_is(batch: T) -> T:

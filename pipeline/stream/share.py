@@ -1,6 +1,6 @@
 """What one reader makes of a cache: its share of the micro-batches, in this process or a worker."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,8 +54,8 @@ class Share:
     skip: int = 0
     then: Callable[[Batch], Any] | None = None
 
-    def batches(self, *, worker: int = 0, num_workers: int = 1) -> Iterator[Any]:
-        """All of the process's, or those of one of its workers."""
+    def batches(self, *, worker: int = 0, num_workers: int = 1) -> Generator[Any]:
+        """All of the process's, or those of one of its workers; closing it ends its thread."""
         reader = Reader(
             rank=self.rank, world_size=self.world_size, worker=worker, num_workers=num_workers
         )

@@ -7,7 +7,7 @@ on; a fork server would be one more process to end, to save each worker a few se
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -36,12 +36,19 @@ class ShareDataset(IterableDataset[Any]):
 
     def __init__(self, share: Share) -> None:
         self._share = share
+        self._own: Generator[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         if worker is None:
-            return self._share.batches()
+            self._own = self._share.batches()
+            return self._own
         return _with_failure(self._share.batches(worker=worker.id, num_workers=worker.num_workers))
+
+    def close(self) -> None:
+        """Ends what reads in this process."""
+        if self._own is not None:
+            self._own.close()
 
 
 def start_worker(worker: int) -> None:

@@ -210,7 +210,7 @@ def read_all(path: Path, *, has_tokens: bool) -> dict[str, float]:
     """One epoch through the loader: positions a second of processor time, and peak memory."""
     reader = CacheReader.open(path)
     basis = reader.read_basis()
-    stream = CacheStream(reader, batch_size=8, seed=0, has_tokens=has_tokens, basis=basis)
+    stream = CacheStream(reader, batch_size=8, seed=0, has_tokens=has_tokens, basis=basis, lanes=1)
     num_positions = 0
     began = time.process_time()
     batches = stream.batches()

@@ -212,19 +212,23 @@ def test_a_cache_without_a_view_is_refused(reader):
 
 
 def test_workers_bring_what_the_process_itself_would_and_each_reads_shards_of_its_own(reader):
-    own = _stream(reader, batch_size=2)
-    want = [names_and_place(batch)[0] for batch in islice(own.batches(), 7, 31)]
+    own = _stream(reader, batch_size=2, lanes=2)
+    want = [names_and_place(batch)[0] for batch in islice(own.batches(), 12, 36)]
     own.close()
     before, seen = _children(), len(reader.read())
-    with _stream(reader, batch_size=2, workers=2) as stream:
-        found = list(islice(stream.batches(skip=7, then=names_and_place), 24))
+    with _stream(reader, batch_size=2, lanes=2, workers=2) as stream:
+        found = list(islice(stream.batches(skip=12, then=names_and_place), 24))
         workers = _children() - before
         assert [names for names, _, _ in found] == want
         assert {process for _, process, _ in found} < workers  # one more tracks resources
         assert {threads for _, _, threads in found} == {1}
     assert not {process for _, process, _ in found} & _children()
     notes = reader.read()[seen:]
-    assert {process for _, process in notes} == {process for _, process, _ in found}
+    by_process = {process: [] for _, process, _ in found}
+    for shard, process in notes:
+        by_process[process].append(shard)
+    first_epoch = [shard for shards in by_process.values() for shard in shards[:3]]
+    assert sorted(first_epoch) == [entry.shard for entry in reader.entries]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
