@@ -12,6 +12,7 @@ from pipeline.cache.reader import CacheReader
 from pipeline.config.objective import TokenObjective
 from pipeline.config.recipe import Recipe, SharedTokenizer
 from pipeline.evaluate.heldout import HeldOut
+from pipeline.stream.collate import collate
 from pipeline.stream.loader import CacheStream
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.best import BestKeeper
@@ -101,17 +102,20 @@ def num_steps(recipe: Recipe, num_views: int) -> int:
 
 def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStream:
     train = recipe.train
+    has_tokens = isinstance(recipe.objective, TokenObjective)
+    capacity = recipe.student.length if train.packing else None
     return CacheStream(
         reader,
         batch_size=train.batch_size,
         seed=train.seed,
-        has_tokens=isinstance(recipe.objective, TokenObjective),
+        has_tokens=has_tokens,
         basis=reader.read_basis(),  # also where no objective needs it: damage is to be refused
         lanes=train.open_shards,
         rank=ranks.rank,
         world_size=ranks.size,
         workers=train.loader_workers,
         pins=not uses_cpu(recipe),
+        collate=partial(collate, has_tokens=has_tokens, capacity=capacity),
     )
 
 

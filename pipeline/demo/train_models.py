@@ -186,13 +186,9 @@ def diffusion_loss(
     uniform_BS = torch.from_numpy(rng.random(batch.ids_BS.shape)).float()
     is_masked_BS = (uniform_BS < time_B[:, None]) & batch.is_target_BS
     if plan.attention == "block":
+        # padded after whole blocks: `pad` filled them
         hidden_NH = masked_hidden(
-            model,
-            batch.ids_BS,
-            is_masked_BS,
-            batch.is_real_BS,
-            mask_id=mask_id,
-            block_size=BLOCK_SIZE,
+            model, batch.ids_BS, is_masked_BS, mask_id=mask_id, block_size=BLOCK_SIZE
         )
     else:
         length = batch.ids_BS.shape[1]

@@ -163,7 +163,6 @@ def _score(
         model,
         ids_BS.to(device),
         is_masked_BS.to(device),
-        torch.ones_like(is_masked_BS).to(device),
         mask_id=mask_id,
         block_size=block_size,
     )

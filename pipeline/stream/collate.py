@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.stream.pack import pack, side_by_side
 from storage_schemas.batch import Batch
 from storage_schemas.examples import Ints, Pair
 from storage_schemas.targets import DenseTargets, KeptTargets, Targets, TokenTargets
@@ -24,30 +25,37 @@ class View:
     targets: Targets
 
 
-def collate(views: Sequence[View], *, has_tokens: bool) -> Batch:
+def collate(views: Sequence[View], *, has_tokens: bool, capacity: int | None = None) -> Batch:
     """A batch of views, one a row, padded on the right to the longest.
 
-    With `has_tokens` each chunk must be one token on either side (a shared tokenizer), and the
-    token targets come along; a cross-tokenizer cache's are for looking only.
+    With `capacity` short views share rows of at most that many tokens; a batch's examples then
+    stand in order of row and place, and no longer in that of `views`. With `has_tokens` each chunk
+    must be one token on either side (a shared tokenizer), and the token targets come along; a
+    cross-tokenizer cache's are for looking only.
     """
-    shape = (len(views), max(len(view.pair.student_ids_S) for view in views))
+    lengths = [len(view.pair.student_ids_S) for view in views]
+    packing = side_by_side(lengths) if capacity is None else pack(lengths, capacity)
+    order = packing.order_E
+    views = [views[e] for e in order]
+    shape = (packing.num_rows, packing.row_length)
     ids_BS, chunk_BS = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     example_BS = np.full(shape, -1, np.int32)
     is_target_BS, is_masked_BS = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     positions: list[Ints] = []  # of the chunks' tokens, among all cells
     num_chunks = 0
     for e, view in enumerate(views):
-        row, length = slice(0, len(view.pair.student_ids_S)), shape[1]
-        ids_BS[e, row] = view.pair.student_ids_S
-        example_BS[e, row] = e
-        is_target_BS[e, row] = view.pair.is_target_S
-        is_masked_BS[e, row] = view.corruption.is_masked_S
+        row, start = int(packing.row_E[order[e]]), int(packing.start_E[order[e]])
+        cells = row, slice(start, start + len(view.pair.student_ids_S))
+        ids_BS[cells] = view.pair.student_ids_S
+        example_BS[cells] = e
+        is_target_BS[cells] = view.pair.is_target_S
+        is_masked_BS[cells] = view.corruption.is_masked_S
         spans_C2 = view.pair.chunks_C4[view.targets.chunk_C, 2:]
-        position = _positions(spans_C2)
+        position = _positions(spans_C2) + np.int32(row * shape[1] + start)
         chunk_C = np.arange(num_chunks, num_chunks + len(spans_C2))
-        chunk_BS[e, position] = np.repeat(chunk_C, spans_C2[:, 1] - spans_C2[:, 0])
+        chunk_BS.ravel()[position] = np.repeat(chunk_C, spans_C2[:, 1] - spans_C2[:, 0])
         num_chunks += len(spans_C2)
-        positions.append(np.int32(e * length) + position)
+        positions.append(position)
     rank_P = is_masked_BS.ravel().cumsum(dtype=np.int32) - 1  # cell -> masked position
     return Batch(
         record_ids=tuple(view.pair.record_id for view in views),

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from pipeline.config.models import StudentConfig
 from pipeline.diffusion.leak import block_attention_faults
 from pipeline.student.forward import masked_hidden
+from pipeline.student.kernels import Kernel, implementation_of
 from storage_schemas.errors import RecipeError
 
 # Checkpoints of autoregressive architectures retrained for diffusion: the weights are the plain
@@ -15,15 +16,17 @@ from storage_schemas.errors import RecipeError
 _PLAIN = {"a2d-qwen3": "qwen3", "a2d-qwen2": "qwen2", "a2d-llama": "llama"}
 
 
-def load_student(config: StudentConfig) -> PreTrainedModel:
+def load_student(config: StudentConfig, *, kernel: Kernel = "sdpa") -> PreTrainedModel:
     """The student in float32, the dtype of its weights in training; autocast does the rest.
+
+    SDPA runs anywhere; flex attention trains on GPUs alone (`choose_kernel`).
 
     An `a2d-*` checkpoint is loaded, and later saved, as the plain architecture that it holds.
     """
     options: dict[str, Any] = {
         "trust_remote_code": config.trust_remote_code,
         "dtype": torch.float32,
-        "attn_implementation": "sdpa",
+        "attn_implementation": implementation_of(kernel),
     }
     if config.revision is not None:
         options["revision"] = config.revision
@@ -59,9 +62,10 @@ def check_block_attention(model: PreTrainedModel, *, mask_id: int, block_size: i
 
     def forward(ids_BS: torch.Tensor) -> torch.Tensor:
         everywhere_BS = torch.ones_like(ids_BS, dtype=torch.bool)
-        return masked_hidden(
-            model, ids_BS, everywhere_BS, everywhere_BS, mask_id=mask_id, block_size=block_size
-        )[None]
+        hidden_NH = masked_hidden(
+            model, ids_BS, everywhere_BS, mask_id=mask_id, block_size=block_size
+        )
+        return hidden_NH[None]
 
     was_training = model.training
     model.eval()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from pipeline.diffusion.flex import FLEX
 from pipeline.teacher.families import Family
 from storage_schemas.errors import TeacherError
 
@@ -21,7 +22,7 @@ PACKED: tuple[Kernel, ...] = ("packed", "flash")
 _IMPLEMENTATIONS: dict[Kernel, str] = {
     "sdpa": "sdpa",
     "eager": "eager",
-    "flex": "flex_attention",
+    "flex": FLEX,
     "packed": "tidecache_packed",
     "flash": "tidecache_packed",
 }

@@ -5,7 +5,6 @@ Method, section 5. Axes: N masked position, R those of a block, V vocabulary.
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -74,9 +73,9 @@ class StudentLoss:
             model,
             batch.student_ids_BS,
             batch.is_masked_BS,
-            _is_real(batch),
             mask_id=self.mask_id,
             block_size=self.block_size,
+            example_BS=batch.example_BS,
         )
         parts = StepParts()
 
@@ -109,9 +108,3 @@ class StudentLoss:
         parts.add_mean(self.distillation.name, mean)
         parts.add_measures(distilled.measures)
         return loss + self.distillation.weight * mean
-
-
-def _is_real(batch: TensorBatch) -> Tensor:
-    if batch.example_BS is None:
-        return torch.ones_like(batch.is_masked_BS)
-    return batch.example_BS >= 0

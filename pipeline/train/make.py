@@ -1,5 +1,6 @@
 """From a recipe to a trainer: student, transformers' arguments, checkpoint to go on from."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ from transformers import TrainingArguments
 
 from pipeline.config.recipe import Recipe
 from pipeline.student.forward import head
+from pipeline.student.kernels import choose_kernel
 from pipeline.student.lora import add_adapters
 from pipeline.student.model import check_block_attention, forget_activations, load_student
 from pipeline.text.tokenizer import ChatTokenizer
@@ -21,6 +23,8 @@ from pipeline.train.tensors import TensorBatch
 from pipeline.train.trackers import check_trackers
 from pipeline.train.trainer import StudentTrainer
 from storage_schemas.errors import RecipeError
+
+_LOG = logging.getLogger(__name__)
 
 # transformers' plain "constant" would ignore the warm-up
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -56,17 +60,15 @@ def make_trainer(
     train = recipe.train
     check_trackers(train.trackers)
     output = Path(train.output)
-    model = load_student(recipe.student)
+    kernel, why = choose_kernel(train.kernel, train_device(recipe))
+    _LOG.info("attention kernel %s: %s", kernel, why)
+    model = load_student(recipe.student, kernel=kernel)
     vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
     if vocab_size < tokenizer.vocab_size:
         raise RecipeError(
             f"expected a student with at least {tokenizer.vocab_size} embeddings, as its tokenizer "
             f"has tokens, got {vocab_size}; resize the student's embeddings first"
         )
-    check_block_attention(model, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size)
-    trained = model if train.lora is None else add_adapters(model, train.lora)
-    if train.gradient_checkpointing:
-        forget_activations(model)
     rows = rows_per_block(cast("Any", head(model)).weight.shape[0])
     checkpoint, done = _last_checkpoint(output)
     if checkpoint is not None:
@@ -95,6 +97,15 @@ def make_trainer(
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,  # a loss reads all of the student, or is zero on all
     )
+    # where it will be trained: kernels differ by device
+    check_block_attention(
+        cast("Any", model).to(arguments.device),
+        mask_id=tokenizer.mask_id,
+        block_size=recipe.student.block_size,
+    )
+    trained = model if train.lora is None else add_adapters(model, train.lora)
+    if train.gradient_checkpointing:
+        forget_activations(model)
     # one process trains on one GPU: no silent nn.DataParallel over all that are visible
     arguments._n_gpu = min(1, arguments.n_gpu)  # pyright: ignore[reportPrivateUsage]
     trainer = StudentTrainer(

@@ -62,7 +62,6 @@ def _noised(model: PreTrainedModel, ids_BS: Tensor, is_masked_BS: Tensor | None 
         model,
         ids_BS,
         everything if is_masked_BS is None else is_masked_BS,
-        everything,
         mask_id=MASK_ID,
         block_size=BLOCK,
     )

@@ -165,3 +165,39 @@ def test_a_view_with_nothing_masked_is_there_without_a_chunk():
     batch = collate([silent], has_tokens=True)
     assert not batch.is_masked_BS.any()
     assert batch.chunk_N.shape == batch.teacher_logp_C.shape == batch.row_M.shape == (0,)
+
+
+@pytest.mark.parametrize("kind", ["chunks", "top_k", "dense"])
+def test_packed_views_keep_all_that_is_theirs(kind):
+    """Each example's tokens, noise, chunks and teacher rows, found again wherever it stands."""
+    rng = np.random.default_rng(11)
+    views = [_view(rng, i, kind=kind) for i in range(9)]
+    longest = max(len(view.pair.student_ids_S) for view in views)
+    plain = collate(views, has_tokens=kind != "chunks")
+    packed = collate(views, has_tokens=kind != "chunks", capacity=3 * longest)
+    assert packed.student_ids_BS.size < plain.student_ids_BS.size
+    order = [plain.record_ids.index(record_id) for record_id in packed.record_ids]
+    assert sorted(order) == list(range(9))
+    for e, old in enumerate(order):
+        for name in ("student_ids_BS", "is_target_BS", "is_masked_BS"):
+            both = (getattr(x, name)[x.example_BS == i] for x, i in ((packed, e), (plain, old)))
+            np.testing.assert_array_equal(*both)
+        assert packed.time_E[e] == plain.time_E[old]
+        assert packed.view_E[e] == plain.view_E[old]
+        for new_part, old_part in zip(_of(packed, e), _of(plain, old), strict=True):
+            np.testing.assert_array_equal(new_part, old_part)
+
+
+def _of(batch: Batch, e: int) -> list[np.ndarray]:
+    """One example's chunks, their tokens among its masked positions, and its teacher's rows."""
+    chunks = np.flatnonzero(batch.example_C == e)
+    masked = np.flatnonzero(batch.example_N == e)
+    own_N = batch.chunk_N[masked]
+    first_chunk, first_row = (int(x[0]) if len(x) else 0 for x in (chunks, masked))
+    parts = [batch.teacher_logp_C[chunks], np.where(own_N < 0, -1, own_N - first_chunk)]
+    if batch.tokens is not None:
+        rows = np.flatnonzero(np.isin(batch.row_M, masked))
+        kind = "dense" if isinstance(batch.tokens, DenseTargets) else "top_k"
+        parts += [batch.row_M[rows] - first_row]
+        parts += [getattr(batch.tokens, name)[rows] for name in NAMES[kind]]
+    return parts

@@ -28,11 +28,16 @@ def batch():
     return ids_BS.masked_fill(~is_real_BS, 0), is_masked_BS, is_real_BS
 
 
-def _hidden(model, ids_BS, is_masked_BS, is_real_BS):
-    with torch.no_grad():
-        return masked_hidden(
-            model, ids_BS, is_masked_BS, is_real_BS, mask_id=MASK, block_size=BLOCK
-        )
+@torch.no_grad()
+def _hidden(model, ids_BS, is_masked_BS, example_BS=None):
+    return masked_hidden(
+        model, ids_BS, is_masked_BS, mask_id=MASK, block_size=BLOCK, example_BS=example_BS
+    )
+
+
+def _one_each(is_real_BS):
+    """Each row an example, padding -1."""
+    return torch.where(is_real_BS, torch.arange(len(is_real_BS))[:, None], -1)
 
 
 def _may_see(query: int, key: int, num_tokens: int) -> bool:
@@ -60,8 +65,11 @@ def _plain_logits(model, ids_S, is_masked_S):
     return output.logits[0, :num_tokens][is_masked_S]
 
 
-def test_masked_rows_are_those_of_a_plain_forward_pass(model, tiny, batch):
-    got_NV = head(model)(_hidden(model, *batch))
+@pytest.mark.parametrize("is_told", [False, True], ids=["unsaid", "said"])
+def test_masked_rows_are_those_of_a_plain_forward_pass(model, tiny, batch, is_told):
+    ids_BS, is_masked_BS, is_real_BS = batch
+    example_BS = _one_each(is_real_BS) if is_told else None
+    got_NV = head(model)(_hidden(model, ids_BS, is_masked_BS, example_BS))
     eager = tiny.model("student", attention="eager")
     want = [
         _plain_logits(eager, ids_S[is_real_S], is_masked_S[is_real_S])
@@ -71,15 +79,25 @@ def test_masked_rows_are_those_of_a_plain_forward_pass(model, tiny, batch):
 
 
 def test_eager_attention_and_sdpa_agree(model, tiny, batch):
+    ids_BS, is_masked_BS, is_real_BS = batch
     eager = tiny.model("student", attention="eager")
-    assert_close(_hidden(eager, *batch), _hidden(model, *batch), **TOLERANCE)
+    for example_BS in (None, _one_each(is_real_BS)):
+        got, want = (_hidden(m, ids_BS, is_masked_BS, example_BS) for m in (eager, model))
+        assert_close(got, want, **TOLERANCE)
 
 
 def test_what_stands_in_padding_changes_nothing(model, batch):
     ids_BS, is_masked_BS, is_real_BS = batch
     other_BS = torch.where(is_real_BS, ids_BS, 77)
-    want = _hidden(model, ids_BS, is_masked_BS, is_real_BS)
-    assert torch.equal(_hidden(model, other_BS, is_masked_BS, is_real_BS), want)
+    for example_BS in (None, _one_each(is_real_BS)):
+        want = _hidden(model, ids_BS, is_masked_BS, example_BS)
+        assert torch.equal(_hidden(model, other_BS, is_masked_BS, example_BS), want)
+
+
+def test_padding_after_whole_blocks_needs_no_mask(model, batch):
+    ids_BS, is_masked_BS, is_real_BS = batch
+    want = _hidden(model, ids_BS, is_masked_BS, _one_each(is_real_BS))
+    assert torch.equal(_hidden(model, ids_BS, is_masked_BS), want)
 
 
 @pytest.mark.parametrize("changed", [9, 13, 20])
@@ -88,11 +106,10 @@ def test_a_token_moves_masked_tokens_of_later_blocks_only_while_it_is_masked(mod
     ids_BS = torch.randint(2, 4000, (1, 32), generator=torch.Generator().manual_seed(1))
     other_BS = ids_BS.clone()
     other_BS[0, changed] += 1
-    everything_BS = torch.ones_like(ids_BS, dtype=torch.bool)
-    is_masked_BS = everything_BS.clone()
+    is_masked_BS = torch.ones_like(ids_BS, dtype=torch.bool)
     is_masked_BS[:, 1::2] = False
     is_masked_BS[:, changed] = True
-    before, after = (_hidden(model, x, is_masked_BS, everything_BS) for x in (ids_BS, other_BS))
+    before, after = (_hidden(model, x, is_masked_BS) for x in (ids_BS, other_BS))
     is_later_N = (torch.arange(32) // BLOCK > changed // BLOCK)[is_masked_BS[0]]
     moved_N = (after - before).abs().amax(-1)
     assert (moved_N[~is_later_N] < 1e-5).all()
@@ -100,6 +117,6 @@ def test_a_token_moves_masked_tokens_of_later_blocks_only_while_it_is_masked(mod
 
 
 def test_nothing_masked_gives_no_row(model, batch):
-    ids_BS, is_masked_BS, is_real_BS = batch
-    hidden_NH = _hidden(model, ids_BS, torch.zeros_like(is_masked_BS), is_real_BS)
+    ids_BS, is_masked_BS, _ = batch
+    hidden_NH = _hidden(model, ids_BS, torch.zeros_like(is_masked_BS))
     assert hidden_NH.shape == (0, 32)

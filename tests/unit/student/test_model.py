@@ -8,6 +8,8 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from pipeline.config.models import StudentConfig
+from pipeline.diffusion.flex import FLEX
+from pipeline.student.forward import attention_implementation
 from pipeline.student.model import check_block_attention, load_student
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import RecipeError
@@ -16,6 +18,12 @@ from storage_schemas.errors import RecipeError
 def test_a_student_is_loaded_in_float32_whatever_its_file_holds(tiny, tmp_path):
     tiny.model("student").to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_student(StudentConfig(model=str(tmp_path))).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("kernel", "implementation"), [("sdpa", "sdpa"), ("flex", FLEX)])
+def test_the_kernel_is_the_models_attention(tiny, kernel, implementation):
+    model = load_student(StudentConfig(model=str(tiny.folder / "student")), kernel=kernel)
+    assert attention_implementation(model) == implementation
 
 
 def test_an_a2d_checkpoint_is_the_plain_architecture_with_its_weights(tiny, tmp_path):
@@ -34,8 +42,10 @@ def test_an_a2d_checkpoint_is_the_plain_architecture_with_its_weights(tiny, tmp_
     assert (saved["model_type"], saved["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
 
 
-def test_a_model_that_reads_the_mask_passes_and_stays_in_training(tiny):
-    model = tiny.model("student").train()
+@pytest.mark.parametrize("attention", ["sdpa", "eager", FLEX])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_model_that_reads_the_mask_passes_and_stays_in_training(tiny, attention):
+    model = tiny.model("student", attention=attention).train()
     check_block_attention(model, mask_id=4095, block_size=16)
     assert model.training
 

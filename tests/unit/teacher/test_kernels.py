@@ -15,7 +15,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from pipeline.teacher.attention import _flex_mask, visible_tokens
+from pipeline.teacher.attention import _sight, visible_tokens
 from pipeline.teacher.families import family_named
 from pipeline.teacher.keep import KeepHidden
 from pipeline.teacher.kernels import choose_kernel, implementation_of, packed_attention
@@ -125,13 +125,13 @@ def test_flex_attention_agrees_with_sdpa(tmp_path, name, block_size):
 
 @pytest.mark.parametrize("block_size", [None, 1, 5, 8, 64])
 @pytest.mark.parametrize("lengths", [[24], [24, 7, 1], [16, 16]])
-def test_the_rule_of_flex_attention_is_the_mask(block_size, lengths):
+def test_flex_attention_sees_what_sdpa_sees(block_size, lengths):
     is_real_BT = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     want_BQK = visible_tokens(is_real_BT, block_size)[:, 0]
-    rule = _flex_mask(is_real_BT, block_size).mask_mod
-    size = want_BQK.shape[-1]
-    b, q, k = torch.meshgrid(*(torch.arange(n) for n in (len(lengths), size, size)), indexing="ij")
-    assert torch.equal(rule(b, torch.zeros_like(b), q, k), want_BQK)
+    is_real_BQ = is_real_BT if block_size is None else is_real_BT.repeat(1, 2)
+    got_BQK = _sight(is_real_BT, block_size).dense()[:, 0]
+    assert torch.equal(got_BQK[is_real_BQ], want_BQK[is_real_BQ])
+    assert (got_BQK[~is_real_BQ].sum(1) == 1).all(), "padding sees itself"
 
 
 @pytest.mark.parametrize(

@@ -100,14 +100,7 @@ def test_the_first_loss_is_the_formula_over_the_first_batch(
         )
         is_masked_BS, ids_BS = one.is_masked_BS, one.student_ids_BS
         with torch.no_grad():
-            hidden_NH = masked_hidden(
-                model,
-                ids_BS,
-                is_masked_BS,
-                torch.ones_like(is_masked_BS),
-                mask_id=4095,
-                block_size=16,
-            )
+            hidden_NH = masked_hidden(model, ids_BS, is_masked_BS, mask_id=4095, block_size=16)
             logits_NV = head(model)(hidden_NH)
         logp_N = gold_logp(logits_NV, ids_BS[is_masked_BS])
         total -= logp_N.sum().item() / (batch.time_E[0] + 1e-6)
