@@ -65,7 +65,9 @@ class Views:
     def read(cls, bench: StudentBench, count: int) -> "Views":
         """From the cache's first shard, decoded."""
         reader = CacheReader.open(bench.folder / "cache")
-        shard = reader.read_shard(reader.entries[0], reader.read_basis())
+        basis = reader.read_basis()
+        assert basis is not None, "the bench's cache has a sketch"
+        shard = reader.read_shard(reader.entries[0], basis.coder)
         views = [
             View(
                 pair=shard.examples[stored.example],
