@@ -147,6 +147,20 @@ def test_four_small_batches_a_step_are_one_large_one(kind, train_recipe, monkeyp
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "change", [{"train.packing": True}, {"train.loader_workers": 1}], ids=["packed", "a worker"]
+)
+@pytest.mark.parametrize("kind", ["a", "b"])
+def test_how_rows_are_packed_and_who_reads_them_changes_no_loss(kind, change, train_recipe):
+    size = {"train.batch_size": 6}
+    plain, _ = train(train_recipe(kind, "plain", **size))
+    other, _ = train(train_recipe(kind, "other", **size, **change))
+    for one, changed in zip(plain, other, strict=True):
+        for name in one.keys() - {"grad_norm"}:
+            assert one[name] == pytest.approx(changed[name], rel=1e-5, abs=1e-5), name
+        assert one["grad_norm"] == pytest.approx(changed["grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "accumulation"), [("a", 1), ("b", 2)])
 def test_a_run_resumed_in_the_middle_is_the_undisturbed_one_bit_for_bit(
     kind, accumulation, train_recipe, tmp_path
