@@ -25,14 +25,29 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from student_cache import VOCAB, StudentBench
-from student_steps import Steps, Views, alternate, cached_arms, live_arms, operations
+from student_cache import BLOCK, VOCAB, StudentBench
+from student_steps import (
+    BATCH,
+    TIDAL,
+    Steps,
+    Views,
+    alternate,
+    cached_arms,
+    live_arms,
+    operations,
+)
 
+from pipeline.cache.reader import CacheReader
+from pipeline.stream.loader import CacheStream
 from pipeline.student_train import run_student_train
+from pipeline.train.head_loss import rows_per_block
+from pipeline.train.tensors import as_tensors
 
 WIDE = 151_936
 ROUNDS, LIVE_ROUNDS, WIDE_ROUNDS, RUN_STEPS = 24, 20, 8, 60
@@ -131,18 +146,27 @@ def measure_head() -> dict[str, Any]:
 
 def measure_loader(bench: StudentBench, views: Views, step_s: float) -> dict[str, float]:
     """What the loader delivers and what a step uses; and how long a real run waits for it."""
+    reader = CacheReader.open(bench.folder / "cache")
+    to_tensors = partial(
+        as_tensors,
+        temperature=TIDAL.temperature,
+        block_size=BLOCK,
+        rows_per_block=rows_per_block(VOCAB),
+    )
     began, positions = time.process_time(), 0
-    for batch in bench.epoch("tidal_kl"):
-        positions += batch.num_tokens
+    with CacheStream(
+        reader, batch_size=BATCH, seed=0, has_tokens=True, basis=reader.read_basis()
+    ) as stream:
+        for batch in islice(stream.batches(then=to_tensors), stream.num_views // BATCH):
+            positions += batch.num_tokens
     delivered = positions / (time.process_time() - began)
     recipe = bench.recipe("tidal_kl", "run", max_steps=RUN_STEPS, loader_workers=1, log_steps=1)
     logs: list[dict[str, float]] = []
     run_student_train(recipe, on_log=logs.append, shows_progress=False)
-    waits = [entry["wait_share"] for entry in logs if "wait_share" in entry]
     return {
         "loader_positions_per_cpu_s": delivered,
         "loader_over_step": delivered * step_s / views.masked_a_batch,
-        "wait_share": statistics.mean(waits),
+        "wait_share": statistics.mean(entry["wait_share"] for entry in logs),
     }
 
 
