@@ -18,6 +18,7 @@ from pipeline.config.cache import (
 )
 from pipeline.config.held_out import HeldOutConfig
 from pipeline.config.launch import LaunchConfig
+from pipeline.config.mistakes import mistakes_in
 from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
 from pipeline.config.records import RecordsConfig
@@ -101,8 +102,7 @@ def parse_recipe(fields: dict[str, Any], *, where: str, overrides: Sequence[str]
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        details = cast("list[dict[str, Any]]", error.errors())
-        lines = [_explain(detail, fields) for detail in details]
+        lines = mistakes_in(fields, error)
         raise RecipeError("\n  ".join([f"{where}: the recipe cannot be used:", *lines])) from error
 
 
@@ -182,41 +182,3 @@ def _set(fields: dict[str, Any], keys: list[str], value: Any) -> None:
     if outer and last == "type" and table.get("type") != value:
         table.clear()
     table[last] = value
-
-
-def _explain(detail: dict[str, Any], fields: dict[str, Any]) -> str:
-    where = _place(detail["loc"], fields) or "recipe"
-    if detail["type"] == "union_tag_not_found":
-        return f"{where}.type: Field required"
-    if detail["type"] == "union_tag_invalid":
-        ctx = detail["ctx"]
-        return f"{where}.type: expected one of {ctx['expected_tags']}, got {ctx['tag']!r}"
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: no such setting here; remove it, or check its spelling"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] in ("missing", "value_error"):
-        return f"{where}: {message}"
-    return f"{where}: {message}, got {detail['input']!r}"
-
-
-def _place(loc: tuple[str | int, ...], fields: dict[str, Any]) -> str:
-    """Dotted keys as in the recipe: pydantic's path also names the variant chosen by `type`."""
-    names: list[str] = []
-    value: object = fields
-    variant: object = None
-    for part in loc:
-        if part == variant:
-            variant = None
-            continue
-        names.append(str(part))
-        value = _inside(value, part)
-        variant = _inside(value, "type")
-    return ".".join(names)
-
-
-def _inside(value: object, part: str | int) -> object:
-    if isinstance(value, dict):
-        return cast("dict[str | int, object]", value).get(part)
-    if isinstance(value, list) and isinstance(part, int):
-        return cast("list[object]", value)[part]
-    return None
