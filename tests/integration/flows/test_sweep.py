@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import signal
+import tomllib
 from pathlib import Path
 
 import polars as pl
@@ -12,10 +14,11 @@ from typer.testing import CliRunner
 from pipeline.cli import app as cli
 from pipeline.cli.sweep import train_runs
 from pipeline.config.recipe import load_recipe
-from pipeline.config.sweep import load_sweep
+from pipeline.config.sweep import SweepConfig, load_sweep
 from pipeline.sweep.expand import expand_sweep
 from pipeline.teacher_cache import run_teacher_cache
 
+ROOT = Path(__file__).parents[3]
 FAILED, USER_ERROR, STOPPED = 1, 2, 143
 BLOCKED, OTHER, LAST = "ce", "calm,temperature=2", "reverse"
 SWEEP = """
@@ -99,7 +102,7 @@ def student(folder: Path) -> bytes:
 def steps_in(messages: list[str]) -> list[int]:
     """The steps that were trained, as the log tells."""
     return [
-        int(text.split()[1]) for text in messages if text.startswith("step ") and "loss " in text
+        int(text.split()[1]) for text in messages if text.startswith("step ") and "masked_nll" in text
     ]
 
 
@@ -231,3 +234,32 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(write_sweep, run):
     assert listed.output.count("not begun") == 3
     assert not (sweep.parent / "sweep").exists()
     assert run(sweep, "--dry-run", "--table").exit_code == USER_ERROR
+
+
+def test_the_example_of_the_page_runs(write_recipe, run, monkeypatch, tmp_path):
+    """As it stands it expands; on this test's recipe, in fewer steps, it is trained."""
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    (text,) = re.findall(r"## Sweeps\n.*?```toml\n(.*?)```", page, re.DOTALL)
+    assert expand_sweep(SweepConfig.model_validate(tomllib.loads(text)))
+    recipe = write_recipe()
+    run_teacher_cache(load_recipe(recipe))
+    changes = {
+        "flows/recipes/demo_cross.toml": str(recipe),
+        "demo-output/sweeps/objectives": str(tmp_path / "sweep"),
+        "max_steps = 30": "max_steps = 2",
+    }
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(text)
+    done = run(sweep, "--no-prefect")
+    assert done.exit_code == 0, done.output
+    table = pl.read_csv(tmp_path / "sweep" / "table.csv")
+    assert table["state"].to_list() == ["finished"] * 10
+    seeds = pl.read_csv(tmp_path / "sweep" / "seeds.csv")
+    assert seeds["seeds"].to_list() == [2] * 5
+    assert "reverse-calm,temperature=5" in seeds["runs"].to_list()
+    for place in ("table.parquet", "table.csv", "seeds.parquet", "seeds.csv", "plot.png"):
+        assert str(tmp_path / "sweep" / place) in done.stdout.replace("\n", "")
