@@ -7,13 +7,14 @@ from pathlib import Path
 
 import polars as pl
 import typer
+from rich.table import Table
 
 from pipeline.cli.tables import new_console, new_table
 from pipeline.config.recipe import load_recipe
 from pipeline.config.sweep import SweepConfig
 from pipeline.sweep.expand import SweepRun
 from pipeline.sweep.files import write_comparison, write_runs
-from pipeline.sweep.names import short_keys, shown
+from pipeline.sweep.names import setting_in_name, short_keys, shown
 from pipeline.sweep.result import read_results
 from pipeline.sweep.run import SweepEnd, check_runs, run_sweep
 from pipeline.sweep.table import SEED, varied_keys
@@ -58,13 +59,16 @@ def compare(address: str, runs: Sequence[SweepRun], failures: Mapping[str, str])
     objectives = dict.fromkeys(run.recipe.objective.type for run in runs)
     metrics = [*_HELD_OUT, *dict.fromkeys((*_LOSSES, *objectives))]
     console = new_console()
-    columns = ["run", "state", *keys, "steps", "seconds", *metrics]
+    is_over = all(result.state == "finished" for result in results)
+    state = [] if is_over else ["state"]
+    columns = ["run", *state, *_untold(comparison.runs, keys), "steps", "seconds", *metrics]
     console.print(_as_text(comparison.runs, columns, keys))
     if comparison.seeds is not None:
         keys = [key for key in keys if key != SEED]
         spread = [name for metric in metrics for name in (metric, f"{metric}_std")]
         console.print()
-        console.print(_as_text(comparison.seeds, ["runs", *keys, "seeds", *spread], keys))
+        columns = ["runs", *_untold(comparison.seeds, keys), "seeds", *spread]
+        console.print(_as_text(comparison.seeds, columns, keys))
     console.print()
     for place in comparison.places:
         console.print(place, markup=False, soft_wrap=True)
@@ -101,7 +105,20 @@ def _through_prefect(recipe: str) -> Callable[[SweepRun], bool]:
     return train
 
 
-def _as_text(frame: pl.DataFrame, columns: Iterable[str], keys: Iterable[str]) -> object:
+def _untold(frame: pl.DataFrame, keys: Iterable[str]) -> list[str]:
+    """The keys whose values do not all stand in their runs' names."""
+    names = [name.split(",") for name in frame[frame.columns[0]]]
+    return [
+        key
+        for key in keys
+        if any(
+            value is not None and setting_in_name(key, value) not in name
+            for name, value in zip(names, frame[key], strict=True)
+        )
+    ]
+
+
+def _as_text(frame: pl.DataFrame, columns: Iterable[str], keys: Iterable[str]) -> Table:
     """Those columns that are there and hold anything; deviations stand behind their means."""
     there = [name for name in columns if name in frame.columns and frame[name].count()]
     means = [name for name in there if not name.endswith("_std")]
@@ -112,19 +129,26 @@ def _as_text(frame: pl.DataFrame, columns: Iterable[str], keys: Iterable[str]) -
             for name in means
         )
     )
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.overflow = "fold"  # a long word is cut in two rather than off
     for row in frame.iter_rows(named=True):
-        table.add_row(*(_number(row[name]) + _spread(row.get(f"{name}_std")) for name in means))
+        table.add_row(
+            *(_number(name, row[name]) + _spread(row.get(f"{name}_std")) for name in means)
+        )
     return table
 
 
-def _number(value: object) -> str:
+def _number(name: str, value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.5g}" if isinstance(value, float) else shown(value)
+    if name == "seconds":
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
 def _spread(deviation: float | None) -> str:
-    return "" if deviation is None else f" ± {deviation:.2g}"
+    return "" if deviation is None else f"±{deviation:.2g}"
 
 
 def _tell(message: str) -> None:

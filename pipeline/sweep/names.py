@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import xxhash
 
@@ -26,13 +26,20 @@ def name_of(settings: Mapping[str, Any], prefix: str = "") -> str:
     keep it apart.
     """
     short = short_keys(settings)
-    parts = [_part(key, short[key], value) for key, value in settings.items()]
+    parts = [setting_in_name(key, value, short[key]) for key, value in settings.items()]
     text = ",".join([prefix, *parts] if prefix else parts)
     safe = _UNSAFE.sub("-", text).strip("-.,")
     if safe == text and len(safe) <= _LENGTH:
         return text
     exact = json.dumps(dict(settings), sort_keys=True, default=str)
     return f"{safe[:_LENGTH]}-{xxhash.xxh32_hexdigest(exact.encode())}"
+
+
+def setting_in_name(key: str, value: object, short: str | None = None) -> str:
+    """One part of a name; a type stands for itself."""
+    if key.endswith(".type"):
+        return shown(value)
+    return f"{key.rpartition('.')[2] if short is None else short}={shown(value)}"
 
 
 def shown(value: object) -> str:
@@ -42,11 +49,7 @@ def shown(value: object) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if isinstance(value, list | tuple):
-        return "+".join(shown(item) for item in value) or "none"
+        return "+".join(map(shown, cast("Sequence[object]", value))) or "none"
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True) if value else "default"
     return str(value)
-
-
-def _part(key: str, short: str, value: object) -> str:
-    return shown(value) if key.endswith(".type") else f"{short}={shown(value)}"

@@ -10,10 +10,9 @@ from typing import Any, Literal, cast
 import polars as pl
 
 from pipeline.sweep.expand import SweepRun
+from pipeline.train.metrics_log import METRICS_FILE
 from pipeline.train.output import TrainOutput, open_output
 from pipeline.train.run_file import RUN_FILE, SUMMARY_FILE, recipe_identity
-
-METRICS_FILE = "metrics.parquet"
 
 State = Literal["finished", "unfinished", "not begun", "failed", "another run"]
 
@@ -76,17 +75,8 @@ def _nothing(run: SweepRun, state: State) -> RunResult:
 
 
 def _curve(output: TrainOutput) -> pl.DataFrame:
-    """The run's Parquet log; of a run that wrote none, what its last checkpoint says."""
     path = output.folder / METRICS_FILE
-    if path.exists():
-        return pl.read_parquet(BytesIO(path.read_bytes()))
-    states = list(output.folder.glob("checkpoint-*/trainer_state.json"))
-    if not states:
-        return pl.DataFrame()
-    last = max(states, key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    fields = json.loads(last.read_text(encoding="utf-8"))
-    entries = [entry for entry in fields["log_history"] if "loss" in entry]
-    return pl.DataFrame(entries, infer_schema_length=None)
+    return pl.read_parquet(BytesIO(path.read_bytes())) if path.exists() else pl.DataFrame()
 
 
 def _last(curve: pl.DataFrame) -> dict[str, float]:

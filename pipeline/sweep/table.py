@@ -115,8 +115,9 @@ def _metric_names(results: Iterable[RunResult]) -> list[str]:
 def _frame(rows: list[dict[str, Any]], keys: Iterable[str]) -> pl.DataFrame:
     """Settings whose values are of several kinds become text."""
     for key in keys:
-        kinds = {type(row[key]) for row in rows if row[key] is not None}
-        if not (len(kinds) == 1 or kinds <= {int, float}) or kinds & {list, dict}:
+        kinds: set[type] = {type(row[key]) for row in rows if row[key] is not None}
+        is_plain = kinds <= {int, float} or kinds in ({str}, {bool})
+        if not is_plain:
             for row in rows:
                 row[key] = None if row[key] is None else shown(row[key])
     floats = {"seconds": pl.Float64, "error": pl.String}

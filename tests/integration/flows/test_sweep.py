@@ -102,7 +102,9 @@ def student(folder: Path) -> bytes:
 def steps_in(messages: list[str]) -> list[int]:
     """The steps that were trained, as the log tells."""
     return [
-        int(text.split()[1]) for text in messages if text.startswith("step ") and "masked_nll" in text
+        int(text.split()[1])
+        for text in messages
+        if text.startswith("step ") and "masked_nll" in text
     ]
 
 
