@@ -77,11 +77,9 @@ def compare(address: str, runs: Sequence[SweepRun], failures: Mapping[str, str])
 def _plainly(should_stop: Callable[[], bool]) -> Callable[[SweepRun], bool]:
     def train(run: SweepRun) -> bool:
         from flows.progress import report_metrics
-        from pipeline.student_train import run_student_train
+        from pipeline.launch.start import train_student
 
-        summary = run_student_train(
-            run.recipe, on_log=report_metrics(_LOG), should_stop=should_stop, shows_progress=False
-        )
+        summary = train_student(run.recipe, on_log=report_metrics(_LOG), should_stop=should_stop)
         return summary.is_complete
 
     return train

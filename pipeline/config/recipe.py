@@ -21,6 +21,7 @@ from pipeline.config.launch import LaunchConfig
 from pipeline.config.mistakes import mistakes_in
 from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
+from pipeline.config.read import read_fields
 from pipeline.config.records import RecordsConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.workers import WorkersConfig
@@ -82,16 +83,11 @@ class Recipe(StrictModel):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from TOML, or from the JSON that is kept of it beside what it made.
 
-    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type` starts that table anew, since another variant has other keys. Relative
-    paths in a recipe are relative to the folder that the command runs in.
+    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type`
+    starts that table anew, since another variant has other keys. Relative paths in a recipe are
+    relative to the folder that the command runs in.
     """
-    parse, kind = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
-    try:
-        fields: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"expected a recipe ({kind}) at {path}, got no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise RecipeError(f"{path}: expected a readable {kind} file, got: {error}") from error
+    fields = read_fields(path, "a recipe")
     return parse_recipe(fields, where=str(path), overrides=overrides)
 
 

@@ -1,6 +1,5 @@
 """A sweep: several students from one cache, as one TOML file names them."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -8,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config.base import StrictModel
 from pipeline.config.mistakes import mistakes_in
+from pipeline.config.read import read_fields
 from storage_schemas.errors import RecipeError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
@@ -46,22 +46,12 @@ class SweepConfig(StrictModel):
 
 def load_sweep(path: Path) -> SweepConfig:
     """A sweep from TOML; its paths are relative to the folder that the command runs in."""
-    fields = read_toml(path, "a sweep")
+    fields = read_fields(path, "a sweep")
     try:
         return SweepConfig.model_validate(fields)
     except ValidationError as error:
         lines = mistakes_in(fields, error, root="sweep")
         raise RecipeError("\n  ".join([f"{path}: the sweep cannot be used:", *lines])) from error
-
-
-def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The tables of a file that holds `what`."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"expected {what} (TOML) at {path}, got no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: expected a readable TOML file, got: {error}") from error
 
 
 def flat_settings(settings: Settings, prefix: str = "") -> Settings:

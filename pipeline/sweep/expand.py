@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.config.read import read_fields
 from pipeline.config.recipe import Recipe, parse_recipe, resolved_json
 from pipeline.config.sweep import (
     Settings,
     SweepConfig,
     SweepRunsConfig,
     flat_settings,
-    read_toml,
 )
 from pipeline.sweep.names import name_of
 from storage_schemas.errors import RecipeError
@@ -44,7 +44,7 @@ class _Draft:
 
 def expand_sweep(sweep: SweepConfig) -> tuple[SweepRun, ...]:
     """The runs in order. Every mistake in any of them is named in one error."""
-    fields = read_toml(Path(sweep.recipe), "a recipe")
+    fields = read_fields(Path(sweep.recipe), "a recipe")
     common = flat_settings(sweep.set)
     mistakes = list(_foreign("set", common))
     drafts: list[_Draft] = []
