@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from prefect import get_client
 from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
@@ -185,7 +186,10 @@ def test_through_prefect_each_run_is_a_run_of_the_flow(write_sweep, caplog):
     blocked.parent.mkdir(parents=True)
     blocked.write_text("not a folder")
     end = train_runs(config, runs, through_prefect=True)
-    assert "step 6 " in caplog.text
+    with get_client(sync_client=True) as client:
+        flow_runs = client.read_flow_runs()
+    overrides = {tuple(each.parameters["overrides"]) for each in flow_runs}
+    assert {run.overrides for run in runs} <= overrides
     assert list(end.failures) == [BLOCKED]
     assert end.stopped_in is None
     assert all((Path(run.recipe.train.output) / "final").is_dir() for run in runs[1:])
