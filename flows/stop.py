@@ -30,6 +30,25 @@ def stop_on_sigterm() -> Generator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
+@contextmanager
+def ctrl_c_as_sigterm() -> Generator[None]:
+    """The first Ctrl-C asks to stop, as a SIGTERM does; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def go_deaf_to_sigterm() -> None:
     """From now on this process hears no SIGTERM, if called in its main thread.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("tidecache")
 _CRON_FIELDS = 5
-_USER_ERROR, _CORRUPT_CACHE, _STOPPED = 2, 3, 143
+_FAILED_RUNS, _USER_ERROR, _CORRUPT_CACHE, _STOPPED = 1, 2, 3, 143
 
 
 class _Commands(TyperGroup):
@@ -151,6 +151,41 @@ def student_train(
 
             result = _call(call_student_train, recipe, overrides)
     _show(result)
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep (TOML).")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Only compare what there is.")] = False,
+    no_prefect: NoPrefect = False,
+) -> None:
+    """Stage 2 many times over one cache; then a table and a plot. Run again, it goes on."""
+    if dry_run and table:
+        raise typer.BadParameter("expected one of --dry-run and --table")
+    from pipeline.cli.sweep import compare, list_runs, train_runs
+    from pipeline.config.sweep import load_sweep
+    from pipeline.sweep.expand import expand_sweep
+
+    config = load_sweep(sweep)
+    runs = expand_sweep(config)
+    if dry_run:
+        list_runs(runs)
+        return
+    failures: dict[str, str] = {}
+    if not table:
+        if not no_prefect:
+            _ensure_server(config.output)
+        with _progress():
+            end = train_runs(config, runs, through_prefect=not no_prefect)
+        failures = end.failures
+        if end.stopped_in is not None:
+            _stop(f"stopped in run {end.stopped_in}; run again to go on")
+    compare(config.output, runs, failures)
+    if failures:
+        lines = [f"{name}: {error}" for name, error in failures.items()]
+        _complain("\n  ".join([f"{len(failures)} of {len(runs)} runs failed:", *lines]))
+        raise typer.Exit(_FAILED_RUNS)
 
 
 @app.command()

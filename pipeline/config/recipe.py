@@ -18,8 +18,10 @@ from pipeline.config.cache import (
 )
 from pipeline.config.held_out import HeldOutConfig
 from pipeline.config.launch import LaunchConfig
+from pipeline.config.mistakes import mistakes_in
 from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
+from pipeline.config.read import read_fields
 from pipeline.config.records import RecordsConfig
 from pipeline.config.train import TrainConfig
 from pipeline.config.workers import WorkersConfig
@@ -81,16 +83,11 @@ class Recipe(StrictModel):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from TOML, or from the JSON that is kept of it beside what it made.
 
-    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type` starts that table anew, since another variant has other keys. Relative
-    paths in a recipe are relative to the folder that the command runs in.
+    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type`
+    starts that table anew, since another variant has other keys. Relative paths in a recipe are
+    relative to the folder that the command runs in.
     """
-    parse, kind = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
-    try:
-        fields: dict[str, Any] = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"expected a recipe ({kind}) at {path}, got no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise RecipeError(f"{path}: expected a readable {kind} file, got: {error}") from error
+    fields = read_fields(path, "a recipe")
     return parse_recipe(fields, where=str(path), overrides=overrides)
 
 
@@ -101,8 +98,7 @@ def parse_recipe(fields: dict[str, Any], *, where: str, overrides: Sequence[str]
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        details = cast("list[dict[str, Any]]", error.errors())
-        lines = [_explain(detail, fields) for detail in details]
+        lines = mistakes_in(fields, error)
         raise RecipeError("\n  ".join([f"{where}: the recipe cannot be used:", *lines])) from error
 
 
@@ -182,41 +178,3 @@ def _set(fields: dict[str, Any], keys: list[str], value: Any) -> None:
     if outer and last == "type" and table.get("type") != value:
         table.clear()
     table[last] = value
-
-
-def _explain(detail: dict[str, Any], fields: dict[str, Any]) -> str:
-    where = _place(detail["loc"], fields) or "recipe"
-    if detail["type"] == "union_tag_not_found":
-        return f"{where}.type: Field required"
-    if detail["type"] == "union_tag_invalid":
-        ctx = detail["ctx"]
-        return f"{where}.type: expected one of {ctx['expected_tags']}, got {ctx['tag']!r}"
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: no such setting here; remove it, or check its spelling"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] in ("missing", "value_error"):
-        return f"{where}: {message}"
-    return f"{where}: {message}, got {detail['input']!r}"
-
-
-def _place(loc: tuple[str | int, ...], fields: dict[str, Any]) -> str:
-    """Dotted keys as in the recipe: pydantic's path also names the variant chosen by `type`."""
-    names: list[str] = []
-    value: object = fields
-    variant: object = None
-    for part in loc:
-        if part == variant:
-            variant = None
-            continue
-        names.append(str(part))
-        value = _inside(value, part)
-        variant = _inside(value, "type")
-    return ".".join(names)
-
-
-def _inside(value: object, part: str | int) -> object:
-    if isinstance(value, dict):
-        return cast("dict[str | int, object]", value).get(part)
-    if isinstance(value, list) and isinstance(part, int):
-        return cast("list[object]", value)[part]
-    return None

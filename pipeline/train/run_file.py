@@ -26,13 +26,15 @@ def run_of(recipe: Recipe, reader: CacheReader) -> dict[str, Any]:
     """What a run is: everything that decides its student."""
     return {
         "cache": {"digest": reader.identity.digest, "shards": [e.shard for e in reader.entries]},
-        "recipe": {
-            name: fields
-            for name, fields in recipe.model_dump(
-                mode="json", exclude={"train": set(_NOT_IDENTITY)}
-            ).items()
-            if name in ("pipeline", "student", "objective", "train", "held_out")
-        },
+        "recipe": recipe_identity(recipe),
+    }
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides its student, over a given cache."""
+    fields = recipe.model_dump(mode="json", exclude={"train": set(_NOT_IDENTITY)})
+    return {
+        name: fields[name] for name in ("pipeline", "student", "objective", "train", "held_out")
     }
 
 

@@ -149,7 +149,11 @@ def test_only_the_first_stage_and_the_comparisons_see_the_teacher():
 
 def test_the_second_stage_does_not_see_the_first():
     importers = _within(
-        "pipeline.student_train", "pipeline.train", "pipeline.stream", "pipeline.student"
+        "pipeline.sweep",
+        "pipeline.student_train",
+        "pipeline.train",
+        "pipeline.stream",
+        "pipeline.student",
     )
     assert _offenders(importers, ["pipeline.teacher", "pipeline.teacher_cache"]) == []
 

@@ -1,0 +1,1 @@
+"""Many students from one cache: which runs a sweep has, and how they compare."""
