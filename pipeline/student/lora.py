@@ -1,6 +1,5 @@
 """Low-rank adapters in place of a student's full weights, through peft; the head stays as it is."""
 
-import importlib.util
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
 
     A target is the last part of the names of linear layers in the student's body.
     """
-    if importlib.util.find_spec("peft") is None:
+    try:
+        import peft
+    except ImportError as error:
         raise RecipeError(
             "expected peft to be installed for [train.lora], got no such package; run pip install "
             "'tidecache[lora]'"
-        )
-    import peft
-
+        ) from error
     _check_targets(model, config.targets)
     adapters = peft.LoraConfig(
         task_type="CAUSAL_LM",

@@ -28,7 +28,7 @@ RUNS = {
     "fsdp2-b": ("b", {"launch.sharding": "fsdp2"}),
     "fsdp2-bf16": ("b", {"launch.sharding": "fsdp2", "train.precision": "bf16"}),
     "ddp-bf16": ("b", {"train.precision": "bf16"}),
-    "lora": ("b", {"train.lora": {"rank": 4}}),
+    "lora": ("b", {"train.lora": {"rank": 4, "dropout": 0.1}}),
     "fsdp2-lora": ("b", {"launch.sharding": "fsdp2", "train.lora": {"rank": 4}}),
     "checkpointed": ("b", {"train.gradient_checkpointing": True}),
     "fsdp2-checkpointed": (
