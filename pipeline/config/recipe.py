@@ -81,8 +81,9 @@ class Recipe(StrictModel):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from TOML, or from the JSON that is kept of it beside what it made.
 
-    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type` starts that table anew, since another variant has other keys. Relative
-    paths in a recipe are relative to the folder that the command runs in.
+    An override `objective.type=calm` sets one key; its value is TOML. Setting a table's `type`
+    starts that table anew, since another variant has other keys. Relative paths in a recipe are
+    relative to the folder that the command runs in.
     """
     parse, kind = (json.loads, "JSON") if path.suffix == ".json" else (tomllib.loads, "TOML")
     try:

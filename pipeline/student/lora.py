@@ -1,7 +1,7 @@
 """Low-rank adapters in place of a student's full weights, through peft; the head stays as it is."""
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +57,12 @@ def _old_names() -> Generator[None]:
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """peft itself is content if one target is found."""
     head = cast("nn.Module", model.get_output_embeddings())
-    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    body = {name.rpartition(".")[2] for name, layer in linear.items() if layer is not head}
+    layers = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    body = {
+        name.rpartition(".")[2]
+        for name, layer in layers
+        if isinstance(layer, nn.Linear) and layer is not head
+    }
     unknown = [target for target in targets if target not in body]
     if unknown:
         raise RecipeError(

@@ -146,7 +146,7 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """This micro-batch's share of the step's loss, times what the mean over ranks divides by."""
+        """This micro-batch's share of the step's loss, times the ranks that are averaged over."""
         assert num_items_in_batch is not None, "training only"
         counts, progress = num_items_in_batch, self._progress()
         self._seed_dropout()
@@ -180,11 +180,8 @@ class StudentTrainer(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
         if state_dict:  # gathered from all processes, and so a tied weight twice
-            names = [
-                {name for name, _ in self.model.named_parameters(remove_duplicate=is_once)}
-                for is_once in (False, True)
-            ]
-            again = names[0] - names[1]
+            parameters = cast("Any", self.model).named_parameters
+            again = dict(parameters(remove_duplicate=False)).keys() - dict(parameters()).keys()
             state_dict = {name: x for name, x in state_dict.items() if name not in again}
         super()._save(output_dir, state_dict)
 

@@ -102,10 +102,12 @@ def two(recipe_of, folder):
         )
     )
     runs |= {"grows": grown, "shrinks": shrunk, "sharded": sharded, "sharded-on": sharded}
-    runs |= {"odd": odd}
+    runs |= {"odd": odd, "fsdp2-lora-end": runs["fsdp2-lora"], "fsdp2-end": runs["fsdp2-b"]}
     fields = {name: recipe.model_dump(mode="json") for name, recipe in runs.items()}
     for name in ("shrinks", "sharded"):
         fields[name]["stop_at"] = STOP_AT
+    for name in ("fsdp2-lora-end", "fsdp2-end"):
+        fields[name]["loses_its_end"] = True
     return run_many(fields, folder, "two")
 
 
@@ -127,6 +129,7 @@ def assert_same_run(got, want):
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_the_student_that_one_does(name, one, two, folder):
     assert len(two[name]) == STEPS
+    assert two.get(f"{name}-end", []) == []  # trained no more when it had lost its final student
     assert_same_run(two[name], one(name))
     got, kept = (load_file(folder / f"{name}-{n}" / "final" / "model.safetensors") for n in (2, 1))
     assert_close(got, kept, rtol=1e-4, atol=1e-6)
