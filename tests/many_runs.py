@@ -43,7 +43,7 @@ def _run(fields: dict[str, Any]) -> list[dict[str, float]] | str:
         )
     except TidecacheError as error:
         return f"{type(error).__name__}: {error}"
-    return [entry for entry in entries if "loss" in entry]
+    return entries
 
 
 def _lose_end(output: Path) -> None:
