@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.config.recipe import load_recipe
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop = threading.Event()
     # never the default: torchrun's own SIGTERM may follow one that came from elsewhere
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, _sets(stop))
     rank = int(os.environ.get("RANK", "0"))
     address = os.environ.pop(SOCKET_VARIABLE, None)  # not for what this process starts
     if address is None:
@@ -51,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1  # the launcher has ended meanwhile
     _train_linked(options.recipe, options.overrides, link, rank, stop)
     return 0  # how it ended has been told, so torchrun has nothing to report
+
+
+def _sets(stop: threading.Event) -> Callable[[int, FrameType | None], None]:
+    def ask(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    return ask
 
 
 def _train_linked(

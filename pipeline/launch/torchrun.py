@@ -126,7 +126,7 @@ class _Child:
         return self.process.poll() is not None
 
     def end(self) -> None:
-        """Ends torchrun, should it still run; the processes have sessions, and ends, of their own."""
+        """Ends torchrun, should it still run; its processes are in sessions of their own."""
         if not self.has_ended():
             self.is_quiet = True
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -185,6 +185,6 @@ def _torchrun(recipe: Recipe, door: Door, grace_seconds: float) -> Generator[_Ch
 
 
 def _summary(message: Finished) -> TrainSummary:
-    output = message.summary["output"]
-    fields = message.summary | {"output": output if is_remote(output) else Path(output)}
-    return TrainSummary(**fields)
+    fields = dict(message.summary)
+    output = fields.pop("output")
+    return TrainSummary(output=output if is_remote(output) else Path(output), **fields)

@@ -1,8 +1,7 @@
 """Low-rank adapters in place of a student's full weights, through peft; the head stays as it is."""
 
-import importlib.util
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +18,13 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> nn.Module:
 
     A target is the last part of the names of linear layers in the student's body.
     """
-    if importlib.util.find_spec("peft") is None:
+    try:
+        import peft
+    except ImportError as error:
         raise RecipeError(
             "expected peft to be installed for [train.lora], got no such package; run pip install "
             "'tidecache[lora]'"
-        )
-    import peft
-
+        ) from error
     _check_targets(model, config.targets)
     adapters = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -58,8 +57,12 @@ def _old_names() -> Generator[None]:
 def _check_targets(model: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """peft itself is content if one target is found."""
     head = cast("nn.Module", model.get_output_embeddings())
-    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    body = {name.rpartition(".")[2] for name, layer in linear.items() if layer is not head}
+    layers = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    body = {
+        name.rpartition(".")[2]
+        for name, layer in layers
+        if isinstance(layer, nn.Linear) and layer is not head
+    }
     unknown = [target for target in targets if target not in body]
     if unknown:
         raise RecipeError(

@@ -69,7 +69,7 @@ def settle_sharding(accelerator: Accelerator) -> None:
 
 
 def check_sharding(checkpoint: Path, kind: Sharding) -> None:
-    """Refuses a checkpoint that was saved the other way: optimizer states are laid out otherwise."""
+    """Refuses a checkpoint saved the other way, whose optimizer states are laid out otherwise."""
     saved = "fsdp2" if (checkpoint / _CHECKPOINT_FILE).exists() else "ddp"
     if saved != kind:
         raise RecipeError(

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -71,6 +72,7 @@ class StudentTrainer(Trainer):
         self._window = _Window()
         self._pace = Pace()
         self._added: dict[str, float] = {}
+        self._num_taken = 0
 
     def train_from(
         self, checkpoint: str | None, *, is_over: Callable[[TrainerState], bool]
@@ -126,6 +128,7 @@ class StudentTrainer(Trainer):
     ) -> tuple[list[TensorBatch], Counts]:
         """The micro-batches of one optimizer step, and the counts of all of them together."""
         batches = self._pace.take(epoch_iterator, num_batches)
+        self._num_taken = 0
         counts = torch.tensor(
             [
                 [batch.num_maskable for batch in batches],
@@ -143,9 +146,10 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Counts | None = None,
     ) -> Tensor:
-        """This micro-batch's share of the step's loss, times what the mean over ranks divides by."""
+        """This micro-batch's share of the step's loss, times the ranks that are averaged over."""
         assert num_items_in_batch is not None, "training only"
         counts, progress = num_items_in_batch, self._progress()
+        self._seed_dropout()
 
         def work(student: PreTrainedModel) -> tuple[Tensor, StepParts]:
             return self._loss(student, inputs, counts, progress)
@@ -176,16 +180,21 @@ class StudentTrainer(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
         if state_dict:  # gathered from all processes, and so a tied weight twice
-            names = [
-                {name for name, _ in self.model.named_parameters(remove_duplicate=is_once)}
-                for is_once in (False, True)
-            ]
-            again = names[0] - names[1]
+            parameters = cast("Any", self.model).named_parameters
+            again = dict(parameters(remove_duplicate=False)).keys() - dict(parameters()).keys()
             state_dict = {name: x for name, x in state_dict.items() if name not in again}
         super()._save(output_dir, state_dict)
 
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
+
+    def _seed_dropout(self) -> None:
+        """By the micro-batch's number in the run, whichever process has it, also after a resume."""
+        of_step = self._num_taken * self._ranks.size + self._ranks.rank
+        per_step = self.args.gradient_accumulation_steps * self._ranks.size
+        key = [self.args.seed, self.state.global_step * per_step + of_step]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        self._num_taken += 1
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps

@@ -309,6 +309,51 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_weights(train_recipe, tmp
     assert config["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("kind", ["a", "b"])
+def test_activations_made_again_give_the_same_losses_and_gradient_norms(kind, train_recipe):
+    kept, _ = train(train_recipe(kind, "kept"))
+    again, _ = train(train_recipe(kind, "again", **{"train.gradient_checkpointing": True}))
+    assert again == kept
+
+
+def test_a_run_with_adapters_resumes_exactly_and_ends_as_a_plain_student(
+    train_recipe, tiny, tmp_path
+):
+    lora = {"train.lora": {"rank": 4, "dropout": 0.1}}  # whose randomness is resumed too
+    undisturbed, _ = train(train_recipe("b", "undisturbed", **lora))
+    recipe = train_recipe("b", "stopped", **lora)
+    calls = iter(range(1, 100))
+    first, _ = train(recipe, should_stop=lambda: next(calls) == 3)
+    rest, _ = train(recipe)
+    assert first + rest == undisturbed
+    final = tmp_path / "stopped" / "final"
+    assert weights(final) == weights(tmp_path / "undisturbed" / "final")
+    assert (final / "adapter" / "adapter_model.safetensors").exists()
+    assert (final / "tokenizer.json").exists()
+    student, start = AutoModelForCausalLM.from_pretrained(final), tiny.model("student")
+    assert student.state_dict().keys() == start.state_dict().keys()
+    moved = {
+        name.rpartition(".")[0].rpartition(".")[2]
+        for name, x in student.named_parameters()
+        if not torch.equal(x, start.get_parameter(name))
+    }
+    assert moved == set(recipe.train.lora.targets)
+
+
+def test_a_run_with_adapters_that_lost_its_end_is_finished_from_its_last_checkpoint(
+    train_recipe, tmp_path
+):
+    recipe = train_recipe("b", **{"train.lora": {"rank": 4}})
+    train(recipe)
+    final = tmp_path / "out" / "final"
+    want = weights(final)
+    shutil.rmtree(final)
+    (tmp_path / "out" / "summary.json").unlink()
+    logs, summary = train(recipe)
+    assert (logs, summary.is_complete) == ([], True)
+    assert weights(final) == want
+
+
 def test_the_number_of_steps_is_the_epochs_views_or_max_steps(train_recipe):
     recipe = train_recipe(
         "a", **{"train.max_steps": None, "train.epochs": 2.5, "train.accumulation": 2}
