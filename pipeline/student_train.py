@@ -133,10 +133,10 @@ def _make_trainer(
     expand = None
     if has_tokens:
         expand = expander(reader.identity.kept, reader.read_basis(), train_device(recipe))
-    is_shared = isinstance(recipe.pipeline, SharedTokenizer)
+    pipeline = recipe.pipeline
     distillation = build_distillation(
         recipe.objective,
-        shared_vocab=recipe.pipeline.vocab if is_shared else None,
+        shared_vocab=pipeline.vocab if isinstance(pipeline, SharedTokenizer) else None,
         expand=expand,
     )
     to_tensors = partial(
