@@ -24,7 +24,7 @@ from pipeline.train.pace import TIMINGS
 from storage_schemas.errors import CacheMissingError, RecipeError
 
 STEPS = 6
-PAGE = (Path(__file__).parents[3] / "docs" / "training-watching.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
 SPEED = 0.3  # a learning rate that ruins the student soon: nothing after the first step is better
 
 
