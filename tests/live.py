@@ -18,6 +18,7 @@ from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.build import build_distillation
 from pipeline.train.expand import expander, live_rows
+from pipeline.train.ranks import Ranks
 from pipeline.train.tensors import as_tensors
 from pipeline.train.trainer import Reporter
 from storage_schemas.manifest import LedgerEntry
@@ -114,12 +115,13 @@ def train(
             )
             for batch in stream.batches(skip=skip)
         ),
+        ranks=Ranks(),
         max_steps=steps,
         shows_progress=False,
     )
     logs: list[dict[str, float]] = []
     first = FirstGradient()
-    trainer.add_callback(Reporter(logs.append, lambda: False))
+    trainer.add_callback(Reporter(logs.append, lambda: False, Ranks()))
     trainer.add_callback(first)
     trainer.train()
     return steps_of(logs), first.gradient

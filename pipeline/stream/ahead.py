@@ -1,8 +1,9 @@
-"""Shards in memory: those in use, and the next one, which a thread reads meanwhile."""
+"""Shards in memory: those in use, and the next ones, which a thread reads meanwhile."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Generic, TypeVar
 
 from pipeline.stream.order import Key, Step
@@ -12,22 +13,25 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[S]):
-    """Does a reader's steps with what each needs in memory; holds one shard more than those.
+    """Does a reader's steps with what each needs in memory; holds `depth` shards more than those.
 
-    `read` is called in one thread, for one shard after the other. What it raises comes out where
-    the shard would have been used.
+    As many as are open at a time, since all may be used up at about the same time, as they are at
+    the end of an epoch. `read` is called in one thread, for one shard after the other. What it
+    raises comes out where the shard would have been used.
     """
 
-    def __init__(self, steps: Iterator[Step], read: Callable[[Key], S]) -> None:
+    def __init__(self, steps: Iterator[Step], read: Callable[[Key], S], *, depth: int) -> None:
+        assert depth > 0, "one shard is read before it is used"
         self._steps = steps
         self._read = read
+        self._depth = depth
         self._seen: deque[Step] = deque()  # taken from `steps` in search of the next to open
         self._to_open: deque[Key] = deque()
-        self._next: Future[S] | None = None
+        self._reading: deque[Future[S]] = deque()  # the first of `to_open`
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
     def results(self, make: Callable[[Step, Mapping[Key, S]], T]) -> Generator[T]:
-        """What `make` makes of each step. While one is looked at, the next shard is being read."""
+        """What `make` makes of each step; while one is looked at, the next shards are read."""
         held: dict[Key, S] = {}
         try:
             while True:
@@ -45,20 +49,18 @@ class ReadAhead(Generic[S]):
             self._thread.shutdown(cancel_futures=True)
 
     def _start(self) -> None:
-        """Begins to read the next shard to be opened, unless that is done already."""
+        """Begins to read the next shards to be opened, as far as that is not done already."""
         self._look_ahead()
-        if self._next is None:
-            self._next = self._thread.submit(self._read, self._to_open[0])
+        for key in islice(self._to_open, len(self._reading), self._depth):
+            self._reading.append(self._thread.submit(self._read, key))
 
     def _wait(self) -> S:
-        assert self._next is not None, "it was started"
-        content = self._next.result()
-        self._next = None
+        content = self._reading.popleft().result()
         self._to_open.popleft()
         return content
 
     def _look_ahead(self) -> None:
-        while not self._seen or not self._to_open:
+        while not self._seen or len(self._to_open) < self._depth:
             step = next(self._steps)
             self._seen.append(step)
             self._to_open += step.opens

@@ -84,7 +84,7 @@ class CacheStream:
         )
         self._workers = workers
         self._pins = pins
-        self._open: list[Generator[Any]] = []
+        self._open: list[_Source] = []
 
     @overload
     def batches(self, *, skip: int = 0) -> Iterator[Batch]: ...
@@ -97,19 +97,18 @@ class CacheStream:
     ) -> Iterator[Any]:
         """This process's share of the micro-batches from number `skip` of all on.
 
-        What lies wholly before it is not read. `then` is done to each batch where it is read: with
-        workers it must be a function that can be sent to them.
+        What lies wholly before it is not read. Workers begin now, and make the first batches ahead.
+        `then` is done to each batch where it is read: with workers it must be a function that can
+        be sent to them.
         """
-        share = replace(self._share, skip=skip, then=then)
-        made = _batches(share, self._workers, pins=self._pins)
-        self._open.append(made)
-        return made
+        source = _Source(replace(self._share, skip=skip, then=then), self._workers, pins=self._pins)
+        self._open.append(source)
+        return source
 
     def close(self) -> None:
         """Ends all that reads for it."""
         while self._open:
-            with suppress(ValueError):  # it is being advanced, in another thread
-                self._open.pop().close()
+            self._open.pop().close()
 
     def __enter__(self) -> "CacheStream":
         return self
@@ -123,32 +122,43 @@ class CacheStream:
         self.close()
 
 
-def _batches(share: Share, workers: int, *, pins: bool) -> Generator[Any]:
-    """A worker's error as itself; a worker that was killed as a LoaderError."""
-    dataset = ShareDataset(share)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        multiprocessing_context=START_METHOD if workers else None,
-        prefetch_factor=_PREFETCH if workers else None,
-        worker_init_fn=start_worker,
-        pin_memory=pins,
-        generator=torch.Generator(),  # else it draws from the one that dropout draws from
-    )
-    with _own_child_signals():
-        source = cast("Any", iter(loader))  # its workers start here
-    try:
-        while True:
-            batch = _next(source, share.reader.address)
+class _Source(Iterator[Any]):
+    """A process's batches: a worker's error as itself, a killed worker as a LoaderError."""
+
+    def __init__(self, share: Share, workers: int, *, pins: bool) -> None:
+        self._address = share.reader.address
+        self._dataset = ShareDataset(share)
+        self._has_workers = workers > 0
+        loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context=START_METHOD if workers else None,
+            prefetch_factor=_PREFETCH if workers else None,
+            worker_init_fn=start_worker,
+            pin_memory=pins,
+            generator=torch.Generator(),  # else it draws from the one that dropout draws from
+        )
+        with _own_child_signals():
+            self._loader = cast("Any", iter(loader))  # its workers start here
+
+    def __next__(self) -> Any:
+        try:
+            batch = _next(self._loader, self._address)
             if isinstance(batch, Failure):
                 raise batch.error
-            yield batch
-    finally:  # dropping them would not be enough: a traceback may hold them
-        dataset.close()
-        if workers:
-            source._shutdown_workers()
+        except BaseException:
+            self.close()  # dropping them would not be enough: a traceback may hold them
+            raise
+        return batch
+
+    def close(self) -> None:
+        """Ends what reads for it, at once and for good."""
+        with suppress(ValueError):  # it is being advanced, in another thread
+            self._dataset.close()
+        if self._has_workers:
+            self._loader._shutdown_workers()
 
 
 def _as_it_is(batch: T) -> T:

@@ -182,11 +182,15 @@ class Reader:
         first = skip + (self.rank - skip) % self.world_size
         return count(first + self.world_size * self.worker, self.world_size * self.num_workers)
 
+    def num_lanes(self, order: ViewOrder) -> int:
+        """How many lanes it reads from, and so how many shards at a time."""
+        return order.num_lanes // self._between(order)
+
     def steps(self, order: ViewOrder, skip: int) -> Iterator[Step]:
         """Its micro-batches, endless; a shard is opened once an epoch."""
         numbers = self.numbers(skip)
         number = next(numbers)
-        between = gcd(self.world_size * self.num_workers, order.num_lanes)
+        between = self._between(order)
         lanes = range(number % between, order.num_lanes, between)
         held: dict[Key, None] = {}  # in the order of their opening
         while True:
@@ -198,3 +202,6 @@ class Reader:
                 del held[key]
             yield Step(takes=takes, opens=opens, closes=closes)
             number = next(numbers)
+
+    def _between(self, order: ViewOrder) -> int:
+        return gcd(self.world_size * self.num_workers, order.num_lanes)

@@ -59,7 +59,9 @@ class Share:
         reader = Reader(
             rank=self.rank, world_size=self.world_size, worker=worker, num_workers=num_workers
         )
-        return ReadAhead(reader.steps(self.order, self.skip), self._open).results(self._make)
+        steps = reader.steps(self.order, self.skip)
+        ahead = ReadAhead(steps, self._open, depth=reader.num_lanes(self.order))
+        return ahead.results(self._make)
 
     def _make(self, step: Step, held: Mapping[Key, OpenShard]) -> Any:
         """One batch; no array of a shard lives on in it."""

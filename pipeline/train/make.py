@@ -71,6 +71,7 @@ def make_trainer(
         )
     rows = rows_per_block(cast("Any", head(model)).weight.shape[0])
     checkpoint, done = _last_checkpoint(output)
+    batches = stream(done * train.accumulation, rows)  # it reads while the rest is made ready
     if checkpoint is not None:
         check_sharding(Path(checkpoint), kind_of_sharding(recipe))
     arguments = TrainingArguments(
@@ -111,7 +112,7 @@ def make_trainer(
     trainer = StudentTrainer(
         trained,
         arguments,
-        lambda: stream(done * train.accumulation, rows),
+        lambda: batches,
         loss=StudentLoss(
             distillation=distillation,
             mask_id=tokenizer.mask_id,

@@ -21,7 +21,9 @@ class Counted(Protocol):
     """A batch that knows how many tokens its texts have."""
 
     @property
-    def num_text_tokens(self) -> int: ...
+    def num_text_tokens(self) -> int:
+        """Tokens of its texts, padding left out."""
+        ...
 
 
 _B = TypeVar("_B", bound=Counted)

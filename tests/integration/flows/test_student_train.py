@@ -1,6 +1,5 @@
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from prefect.exceptions import CancelledRun
@@ -9,6 +8,7 @@ import pipeline.student_train
 from flows.student_train import student_train
 from pipeline.config.recipe import load_recipe
 from pipeline.teacher_cache import run_teacher_cache
+from pipeline.train.summary import TrainSummary
 from storage_schemas.errors import CacheMissingError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -40,7 +40,7 @@ def test_metrics_go_to_the_runs_log_and_sigterm_stops_the_training(
         assert not should_stop()
         on_log({"step": 7, "loss": 1.25})
         signal.raise_signal(signal.SIGTERM)
-        return SimpleNamespace(
+        return TrainSummary(
             output=Path("out"), steps=7, seconds=1.0, is_complete=not should_stop(), metrics={}
         )
 

@@ -165,14 +165,14 @@ def test_each_shard_is_read_once_an_epoch_by_one_process(reader, tmp_path):
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
-def test_memory_holds_the_open_shards_and_one_more(cache, lanes):
+def test_memory_holds_the_open_shards_and_as_many_that_come_next(cache, lanes):
     plain = CacheReader.open(cache)
     reader = CountingReader(store=plain.store, manifest=plain.manifest, entries=plain.entries)
     Counted.num_alive = Counted.most_alive = 0
     stream = _stream(reader, batch_size=2, lanes=lanes)
     for _ in islice(stream.batches(), 60):
         pass
-    assert lanes <= Counted.most_alive <= lanes + 1
+    assert lanes <= Counted.most_alive <= 2 * lanes
 
 
 def test_the_next_shard_is_read_while_a_batch_is_looked_at(cache):
@@ -220,7 +220,7 @@ def test_workers_bring_what_the_process_itself_would_and_each_reads_shards_of_it
         found = list(islice(stream.batches(skip=12, then=names_and_place), 24))
         workers = _children() - before
         assert [names for names, _, _ in found] == want
-        assert {process for _, process, _ in found} < workers  # one more tracks resources
+        assert {process for _, process, _ in found} <= workers  # one more may track resources
         assert {threads for _, _, threads in found} == {1}
     assert not {process for _, process, _ in found} & _children()
     notes = reader.read()[seen:]
