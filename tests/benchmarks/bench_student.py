@@ -31,17 +31,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from student_cache import BLOCK, VOCAB, StudentBench
+from student_cache import BLOCK, VOCAB, StudentBench, student_config
 from student_steps import (
     BATCH,
     TIDAL,
     Steps,
     Views,
     alternate,
+    cache_expand,
     cached_arms,
     live_arms,
     operations,
+    random_expand,
 )
+from transformers import Qwen3Config
 
 from pipeline.cache.reader import CacheReader
 from pipeline.stream.loader import CacheStream
@@ -74,7 +77,7 @@ def main() -> None:
         say("memory", began)
         figures |= measure_loader(bench, views, seconds["tidal"])
         say("loader", began)
-        figures["wide"] = measure_wide(bench, views)
+        figures["wide"] = measure_wide(views)
         say("real vocabulary", began)
     write_results(figures, arguments.threads, time.monotonic() - began)
     print(json.dumps(figures), flush=True)
@@ -100,21 +103,21 @@ def write_results(figures: dict[str, Any], threads: int, seconds: float) -> None
 
 def measure_steps(bench: StudentBench, views: Views) -> tuple[dict[str, Any], dict[str, float]]:
     """The cached steps and the naive one; ratios and CPU seconds."""
-    seconds = alternate(cached_arms(bench, views, Steps()), ROUNDS)
+    seconds = alternate(cached_arms(Steps(), views, cache_expand(bench)), ROUNDS)
     figures = {
         "reverse_calm_over_ce": seconds["reverse_calm"] / seconds["ce"],
         "tidal_over_ce": seconds["tidal"] / seconds["ce"],
         "naive_over_ce": seconds["naive"] / seconds["ce"],
-        "tidal_over_ce_bound": bound(views, VOCAB),
+        "tidal_over_ce_bound": bound(student_config(), views),
         "ce_step_cpu_s": seconds["ce"],
         "input_tokens_a_masked_one": views.tokens_a_batch / views.masked_a_batch,
     }
     return figures, seconds
 
 
-def bound(views: Views, vocab_size: int) -> float:
+def bound(config: Qwen3Config, views: Views) -> float:
     """TIDAL over cross-entropy in the operations of their matrix products."""
-    tidal, ce = (operations(views, vocab_size, is_tidal=is_tidal) for is_tidal in (True, False))
+    tidal, ce = (operations(config, views, is_tidal=is_tidal) for is_tidal in (True, False))
     return tidal / ce
 
 
@@ -170,13 +173,15 @@ def measure_loader(bench: StudentBench, views: Views, step_s: float) -> dict[str
     }
 
 
-def measure_wide(bench: StudentBench, views: Views) -> dict[str, float]:
+def measure_wide(views: Views) -> dict[str, float]:
     """The ratios with a real vocabulary, beside their bound."""
-    seconds = alternate(cached_arms(bench, views, Steps(WIDE)), WIDE_ROUNDS)
+    config = student_config(WIDE)
+    expand = random_expand(views.rank, WIDE)
+    seconds = alternate(cached_arms(Steps(config), views, expand), WIDE_ROUNDS)
     return {
         "reverse_calm_over_ce": seconds["reverse_calm"] / seconds["ce"],
         "tidal_over_ce": seconds["tidal"] / seconds["ce"],
-        "tidal_over_ce_bound": bound(views, WIDE),
+        "tidal_over_ce_bound": bound(config, views),
         "naive_over_ce": seconds["naive"] / seconds["ce"],
     }
 

@@ -33,6 +33,7 @@ from storage_schemas.identity import (
 from storage_schemas.manifest import Calibration, Layout
 from storage_schemas.shard import ShardContent, StoredView
 from storage_schemas.targets import KeptTargets, Targets
+from storage_schemas.views import Corruption
 
 HIDDEN, VOCAB, RANK = 512, 8_192, 2_048
 LENGTH, RESPONSE, BLOCK = 256, 128, 32  # 2 * 256 input tokens for 64 masked ones: 8 to 1
@@ -148,13 +149,54 @@ def _identity(tokenizer: str) -> CacheIdentity:
     )
 
 
-def _scale_R() -> np.ndarray:
+def random_pair(
+    rng: np.random.Generator, name: str, *, length: int, response: int, vocab_size: int
+) -> Pair:
+    """A record of which every token of the response is a chunk of its own."""
+    ids_S = rng.integers(2, vocab_size, length, dtype=np.int32)
+    token = np.arange(length - response, length, dtype=np.int32)
+    return Pair(
+        record_id=name,
+        student_ids_S=ids_S,
+        is_target_S=np.arange(length) >= length - response,
+        teacher_ids_T=ids_S,
+        chunks_C4=np.stack([token, token + 1, token, token + 1], axis=1),
+    )
+
+
+def random_answer(
+    rng: np.random.Generator, pair: Pair, view: int, *, vocab_size: int, rank: int
+) -> tuple[Corruption, Targets]:
+    """One draw of noise, and some teacher's answer to it."""
+    noise = corrupt(pair, seed=0, view=view, eps=EPS)
+    chunk_C = np.flatnonzero(noise.is_masked_C).astype(np.int32)
+    num_rows = len(chunk_C)
+    logits_MK = -np.sort(-3 * rng.standard_normal((num_rows, 8), dtype=np.float32), axis=1)
+    tokens = KeptTargets(
+        ids_MK=rng.integers(0, vocab_size, (num_rows, 8), dtype=np.int32),
+        logits_MK=logits_MK,
+        logsumexp_MJ=logits_MK[:, :1] + rng.random((num_rows, 2), dtype=np.float32),
+        gold_logp_M=-3 * rng.random(num_rows, dtype=np.float32),
+        sketch_MR=_sketch(rng, num_rows, rank),
+        temperatures=TEMPERATURES,
+        vocab_size=vocab_size,
+    )
+    targets = Targets(
+        chunk_C=chunk_C,
+        pass_C=np.zeros(num_rows, np.int8),
+        logp_C=tokens.gold_logp_M,
+        tokens=tokens,
+    )
+    return noise, targets
+
+
+def _scale_R(rank: int) -> np.ndarray:
     """Root mean squares that fall as a trained teacher's do: a hundred bytes a row or so."""
-    return 16 * np.arange(1, RANK + 1) ** -0.75
+    return 16 * np.arange(1, rank + 1) ** -0.75
 
 
-def _sketch(rng: np.random.Generator, num_rows: int) -> np.ndarray:
-    rows_MR = rng.standard_normal((num_rows, RANK), dtype=np.float32) * _scale_R()
+def _sketch(rng: np.random.Generator, num_rows: int, rank: int) -> np.ndarray:
+    rows_MR = rng.standard_normal((num_rows, rank), dtype=np.float32) * _scale_R(rank)
     return np.rint(rows_MR).astype(np.int16)
 
 
@@ -162,13 +204,13 @@ def _basis(rng: np.random.Generator) -> Basis:
     return Basis(
         mean_H=np.zeros(RANK, np.float32),
         encode_HR=np.eye(RANK, dtype=np.float32),
-        scale_R=_scale_R().astype(np.float32),
+        scale_R=_scale_R(RANK).astype(np.float32),
         decode_RV=rng.standard_normal((RANK, VOCAB)).astype(np.float16),
         base_V=rng.standard_normal(VOCAB).astype(np.float32),
         bias_V=np.zeros(VOCAB, np.float32),
         step=0.1,
         temperature=2.0,
-        coder=fit_coder(_sketch(rng, 4096)),
+        coder=fit_coder(_sketch(rng, 4096, RANK)),
     )
 
 
@@ -187,22 +229,16 @@ def _report() -> Calibration:
 
 
 def _shards(rng: np.random.Generator) -> Iterator[ShardContent]:
-    """Every token of a response is a chunk of its own."""
-    token = np.arange(LENGTH - RESPONSE, LENGTH, dtype=np.int32)
     for part in range(NUM_SHARDS):
-        examples: list[Pair] = []
+        examples = [
+            random_pair(rng, f"{part}/{i}", length=LENGTH, response=RESPONSE, vocab_size=VOCAB)
+            for i in range(RECORDS_A_SHARD)
+        ]
         views: list[StoredView] = []
-        for example in range(RECORDS_A_SHARD):
-            ids_S = rng.integers(2, VOCAB, LENGTH, dtype=np.int32)
-            pair = Pair(
-                record_id=f"{part}/{example}",
-                student_ids_S=ids_S,
-                is_target_S=np.arange(LENGTH) >= LENGTH - RESPONSE,
-                teacher_ids_T=ids_S,
-                chunks_C4=np.stack([token, token + 1, token, token + 1], axis=1),
-            )
-            examples.append(pair)
-            views += [_view(rng, example, pair, view) for view in range(VIEWS)]
+        for example, pair in enumerate(examples):
+            for view in range(VIEWS):
+                noise, targets = random_answer(rng, pair, view, vocab_size=VOCAB, rank=RANK)
+                views.append(StoredView(example=example, corruption=noise, targets=targets))
         yield ShardContent(
             part=part,
             view_start=0,
@@ -211,26 +247,3 @@ def _shards(rng: np.random.Generator) -> Iterator[ShardContent]:
             views=tuple(views),
             skips=(),
         )
-
-
-def _view(rng: np.random.Generator, example: int, pair: Pair, view: int) -> StoredView:
-    noise = corrupt(pair, seed=0, view=view, eps=EPS)
-    chunk_C = np.flatnonzero(noise.is_masked_C).astype(np.int32)
-    num_rows = len(chunk_C)
-    logits_MK = -np.sort(-3 * rng.standard_normal((num_rows, 8), dtype=np.float32), axis=1)
-    tokens = KeptTargets(
-        ids_MK=rng.integers(0, VOCAB, (num_rows, 8), dtype=np.int32),
-        logits_MK=logits_MK,
-        logsumexp_MJ=logits_MK[:, :1] + rng.random((num_rows, 2), dtype=np.float32),
-        gold_logp_M=-3 * rng.random(num_rows, dtype=np.float32),
-        sketch_MR=_sketch(rng, num_rows),
-        temperatures=TEMPERATURES,
-        vocab_size=VOCAB,
-    )
-    targets = Targets(
-        chunk_C=chunk_C,
-        pass_C=np.zeros(num_rows, np.int8),
-        logp_C=tokens.gold_logp_M,
-        tokens=tokens,
-    )
-    return StoredView(example=example, corruption=noise, targets=targets)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from student_cache import BLOCK, RANK, VOCAB, StudentBench, student_config
+from student_cache import BLOCK, VOCAB, StudentBench, student_config
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
@@ -24,34 +24,41 @@ from transformers import (
 
 from pipeline.cache.reader import CacheReader
 from pipeline.config.objective import MaskedNll, ReverseCalm, TidalKl
-from pipeline.diffusion.block_mask import block_diffusion_mask
 from pipeline.stream.collate import View, collate
+from pipeline.student.attention import attention_arguments
+from pipeline.student.forward import attention_implementation
+from pipeline.student.kernels import choose_kernel, implementation_of
 from pipeline.targets.expand import expand_sketch
 from pipeline.targets.sketch import SketchDecoder
 from pipeline.teacher.answer import KeepDense, all_finite, answer_views
 from pipeline.teacher.keep import KeepChunks
-from pipeline.teacher.kernels import implementation_of
+from pipeline.teacher.kernels import implementation_of as teacher_implementation_of
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.train.build import build_distillation
-from pipeline.train.expand import expander, live_rows
+from pipeline.train.expand import Expand, expander, live_rows
 from pipeline.train.head_loss import rows_per_block
 from pipeline.train.loss import Counts, StudentLoss
-from pipeline.train.tensors import TensorBatch, as_tensors
+from pipeline.train.tensors import KeptRows, TeacherRows, TensorBatch, as_tensors
+from storage_schemas.targets import KeptTargets
 
 MASK_ID, BATCH, PROGRESS = 4095, 2, 0.5
 OBJECTIVES = {"ce": MaskedNll(), "reverse_calm": ReverseCalm(type="reverse_calm")}
 TIDAL = TidalKl(type="tidal_kl")
 
 
-def alternate(arms: dict[str, Callable[[int], None]], rounds: int) -> dict[str, float]:
-    """The median CPU seconds of each arm, over rounds in which each has its turn on one batch."""
+def alternate(
+    arms: dict[str, Callable[[int], None]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, float]:
+    """The median seconds of each arm, over rounds in which each has its turn on one batch."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(rounds + 1):
         for name, arm in arms.items():
-            began = time.process_time()
+            began = clock()
             arm(i)
             if i:  # the first round warms up
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -84,6 +91,13 @@ class Views:
         return _tensors(self.batches[i], has_tokens=has_tokens, vocab_size=vocab_size)
 
     @property
+    def rank(self) -> int:
+        """Sketch coefficients a row."""
+        tokens = self.batches[0][0].targets.tokens
+        assert isinstance(tokens, KeptTargets), "views with sketches"
+        return tokens.sketch_MR.shape[1]
+
+    @property
     def tokens_a_batch(self) -> float:
         """Input tokens of the student, noised and clean half, on average."""
         counts = [2 * sum(len(v.pair.student_ids_S) for v in batch) for batch in self.batches]
@@ -99,33 +113,51 @@ class Views:
 class Steps:
     """One student and its optimizer."""
 
-    def __init__(self, vocab_size: int = VOCAB) -> None:
+    def __init__(
+        self, config: Qwen3Config | None = None, *, device: str = "cpu", is_bf16: bool = False
+    ) -> None:
         torch.manual_seed(0)
-        self.vocab_size = vocab_size
-        self.model = Qwen3ForCausalLM(student_config(vocab_size)).train()
+        config = student_config() if config is None else config
+        self.vocab_size = int(config.vocab_size)
+        self.device = torch.device(device)
+        self._is_bf16 = is_bf16
+        kernel, _ = choose_kernel("auto", self.device)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation_of(kernel), dtype=torch.float32
+        )
+        self.model = model.to(self.device).train()
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
 
     def ours(self, loss: StudentLoss, batch: TensorBatch) -> None:
         """A step of stage 2."""
         numbers = (batch.num_maskable, batch.num_chunks, batch.num_tokens)
-        maskable, chunks, tokens = (torch.tensor(number) for number in numbers)
+        maskable, chunks, tokens = torch.tensor(numbers).to(self.device)
         counts = Counts(maskable=maskable, chunks=chunks, tokens=tokens)
-        value, _ = loss(self.model, batch, counts, PROGRESS)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+            value, _ = loss(self.model, batch.to(self.device), counts, PROGRESS)
         self._update(value)
 
     def naive(self, batch: TensorBatch) -> None:
         """Cross-entropy as one would write it first: transformers' forward, all logits."""
-        num_tokens = batch.student_ids_BS.shape[1]
+        batch = batch.to(self.device)
+        shape = batch.student_ids_BS.shape
         ids_BS, is_masked_BS = batch.student_ids_BS, batch.is_masked_BS
         noised_BS = ids_BS.masked_fill(is_masked_BS, MASK_ID)
-        logits_BPV = self.model(
-            input_ids=torch.cat([noised_BS, ids_BS], 1),
-            attention_mask=block_diffusion_mask(num_tokens, BLOCK)[None, None],
-            position_ids=torch.arange(num_tokens).repeat(2)[None],
-            use_cache=False,
-        ).logits
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16):
+            logits_BPV = self.model(
+                input_ids=torch.cat([noised_BS, ids_BS], 1),
+                use_cache=False,
+                **attention_arguments(
+                    (shape[0], shape[1]),
+                    None,
+                    BLOCK,
+                    implementation=attention_implementation(self.model),
+                    device=self.device,
+                    dtype=self.model.dtype,
+                ),
+            ).logits
         nll_BS = functional.cross_entropy(
-            logits_BPV[:, :num_tokens].transpose(1, 2), ids_BS, reduction="none"
+            logits_BPV[:, : shape[1]].transpose(1, 2).float(), ids_BS, reduction="none"
         )
         weight_BS = is_masked_BS / batch.time_E[:, None]
         self._update((nll_BS * weight_BS).sum() / batch.num_maskable)
@@ -137,7 +169,7 @@ class Steps:
         self._optimizer.zero_grad()
 
 
-def student_loss(config: Any, expand: Any = None, vocab_size: int = VOCAB) -> StudentLoss:
+def student_loss(config: Any, expand: Expand | None = None, vocab_size: int = VOCAB) -> StudentLoss:
     """Stage 2's loss of an objective."""
     return StudentLoss(
         distillation=build_distillation(config, shared_vocab=vocab_size, expand=expand),
@@ -146,15 +178,8 @@ def student_loss(config: Any, expand: Any = None, vocab_size: int = VOCAB) -> St
     )
 
 
-def cached_arms(
-    bench: StudentBench, views: Views, steps: Steps
-) -> dict[str, Callable[[int], None]]:
+def cached_arms(steps: Steps, views: Views, expand: Expand) -> dict[str, Callable[[int], None]]:
     """CE, Reverse CALM and TIDAL from the cache, and the naive CE."""
-    reader = CacheReader.open(bench.folder / "cache")
-    if steps.vocab_size == VOCAB:
-        expand = expander(reader.identity.kept, reader.read_basis(), torch.device("cpu"))
-    else:
-        expand = _wide_expand(steps.vocab_size)
     chunks = {name: student_loss(config) for name, config in OBJECTIVES.items()}
     tidal = student_loss(TIDAL, expand, steps.vocab_size)
 
@@ -168,6 +193,12 @@ def cached_arms(
         "tidal": arm(tidal, has_tokens=True),
         "naive": lambda i: steps.naive(views.tensors(i, has_tokens=False)),
     }
+
+
+def cache_expand(bench: StudentBench) -> Expand:
+    """How the cache's own rows expand."""
+    reader = CacheReader.open(bench.folder / "cache")
+    return expander(reader.identity.kept, reader.read_basis(), torch.device("cpu"))
 
 
 def live_arms(views: Views, steps: Steps) -> dict[str, Callable[[int], None]]:
@@ -225,21 +256,20 @@ def mixture_teacher() -> PreTrainedModel:
             moe_intermediate_size=480,
             tie_word_embeddings=False,
         ),
-        attn_implementation=implementation_of("packed"),
+        attn_implementation=teacher_implementation_of("packed"),
     ).eval()
 
 
-def operations(views: Views, vocab_size: int, *, is_tidal: bool) -> float:
+def operations(config: Qwen3Config, views: Views, *, is_tidal: bool) -> float:
     """Multiply-adds of a step's matrix products: body, head and, for TIDAL, the sketch's decoding.
 
     Three products a weight (forward and two of backward), one for the decoder; attention left out.
     """
-    config = student_config(vocab_size)
     heads = 2 * (config.num_attention_heads + config.num_key_value_heads)
     layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     body = 3 * config.num_hidden_layers * layer * views.tokens_a_batch
-    head = 3 * config.hidden_size * vocab_size * views.masked_a_batch
-    return body + head + is_tidal * RANK * vocab_size * views.masked_a_batch
+    head = 3 * config.hidden_size * config.vocab_size * views.masked_a_batch
+    return body + head + is_tidal * views.rank * config.vocab_size * views.masked_a_batch
 
 
 def _answered(
@@ -264,16 +294,23 @@ def _tensors(views: Sequence[View], *, has_tokens: bool, vocab_size: int = VOCAB
     )
 
 
-def _wide_expand(vocab_size: int) -> Any:
-    """The sketches of the cache, read with a decoder of another vocabulary."""
+def random_expand(rank: int, vocab_size: int, device: str = "cpu") -> Expand:
+    """Sketches read with a random decoder: of any vocabulary."""
     decoder = SketchDecoder(
-        decode_RV=torch.randn(RANK, vocab_size), base_V=torch.randn(vocab_size), step=0.1
+        decode_RV=torch.randn(rank, vocab_size, device=device),
+        base_V=torch.randn(vocab_size, device=device),
+        step=0.1,
     )
-    return lambda rows, temperature: expand_sketch(
-        decoder,
-        rows.sketch_MR,
-        rows.logsumexp_M,
-        rows.gold_id_M,
-        rows.gold_logit_M,
-        temperature=temperature,
-    )
+
+    def expand(rows: TeacherRows, temperature: float) -> Tensor:
+        assert isinstance(rows, KeptRows), "a sketch"
+        return expand_sketch(
+            decoder,
+            rows.sketch_MR,
+            rows.logsumexp_M,
+            rows.gold_id_M,
+            rows.gold_logit_M,
+            temperature=temperature,
+        )
+
+    return expand
