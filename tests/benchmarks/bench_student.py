@@ -12,14 +12,13 @@ one with 13 times, two passes), over the cached step; online_over_ce: over cross
 wide: the same student with V = 151,936, and the bound that matrix products alone would give.
 loss_peak_mib, full_logits_peak_mib and their times: see head_memory.py. loader_over_step: masked
 positions a second that the loader delivers, one process, over what a TIDAL step uses. wait_share:
-of the wall time of a real TIDAL run, one loader process beside it.
+of the wall time of a real TIDAL run of 100 steps, its first wait included, one loader process.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,7 +52,7 @@ from pipeline.train.head_loss import rows_per_block
 from pipeline.train.tensors import as_tensors
 
 WIDE = 151_936
-ROUNDS, LIVE_ROUNDS, WIDE_ROUNDS, RUN_STEPS = 24, 20, 8, 60
+ROUNDS, LIVE_ROUNDS, WIDE_ROUNDS, RUN_STEPS = 24, 8, 8, 100
 _HERE = Path(__file__).parent
 _RESULTS = _HERE / "results" / "student.json"
 
@@ -163,13 +162,14 @@ def measure_loader(bench: StudentBench, views: Views, step_s: float) -> dict[str
         for batch in islice(stream.batches(then=to_tensors), stream.num_views // BATCH):
             positions += batch.num_tokens
     delivered = positions / (time.process_time() - began)
-    recipe = bench.recipe("tidal_kl", "run", max_steps=RUN_STEPS, loader_workers=1, log_steps=1)
-    logs: list[dict[str, float]] = []
-    run_student_train(recipe, on_log=logs.append, shows_progress=False)
+    # one entry for the whole run, from its first wait on
+    steps = {"max_steps": RUN_STEPS, "log_steps": RUN_STEPS}
+    recipe = bench.recipe("tidal_kl", "run", loader_workers=1, **steps)
+    run = run_student_train(recipe, shows_progress=False)
     return {
         "loader_positions_per_cpu_s": delivered,
         "loader_over_step": delivered * step_s / views.masked_a_batch,
-        "wait_share": statistics.mean(entry["wait_share"] for entry in logs),
+        "wait_share": run.metrics["wait_share"],
     }
 
 
