@@ -26,30 +26,38 @@ def live_rows(rows: TeacherRows, temperature: float) -> Float[Tensor, "M V"]:
     return rows.logits_MV
 
 
+def sketch_expander(decoder: SketchDecoder) -> Expand:
+    """How sketches become dense, with a decoder that lies on the student's device."""
+
+    def expand(rows: TeacherRows, temperature: float) -> Float[Tensor, "M V"]:
+        assert isinstance(rows, KeptRows), "a cache's rows"
+        return expand_sketch(
+            decoder,
+            rows.sketch_MR,
+            rows.logsumexp_M,
+            rows.gold_id_M,
+            rows.gold_logit_M,
+            temperature=temperature,
+        )
+
+    return expand
+
+
 def expander(kept: KeptIdentity, basis: Basis | None, device: torch.device) -> Expand:
     """How the rows of a cache that keeps this become dense; what is needed for it goes to `device`.
 
     Everything beside the rows themselves comes with them: token ids, masks, logsumexps.
     """
-    decoder = base_V = None
     if isinstance(kept.tail, SketchTail):
         assert basis is not None, "a sketch is decoded with its basis"
-        decoder = SketchDecoder.of(basis, device)
-    elif isinstance(kept.tail, MeanLogitTail):
+        return sketch_expander(SketchDecoder.of(basis, device))
+    base_V = None
+    if isinstance(kept.tail, MeanLogitTail):
         assert basis is not None, "the mean logit is in the basis"
         base_V = torch.from_numpy(basis.base_V).to(device)
 
     def expand(rows: TeacherRows, temperature: float) -> Float[Tensor, "M V"]:
         assert isinstance(rows, KeptRows), "a cache's rows"
-        if decoder is not None:
-            return expand_sketch(
-                decoder,
-                rows.sketch_MR,
-                rows.logsumexp_M,
-                rows.gold_id_M,
-                rows.gold_logit_M,
-                temperature=temperature,
-            )
         top_k = (rows.ids_MK, rows.logits_MK, rows.logsumexp_M)
         if base_V is not None:
             return expand_mean_logit(*top_k, base_V, temperature=temperature)

@@ -21,17 +21,19 @@ from pipeline.objectives.precision import upcast
 from pipeline.train.tensors import Block
 from storage_schemas.errors import RecipeError
 
-# Logits that are there at one time, in each of the dozen tensors that a loss makes. 36 MiB of them:
-# glibc returns what is larger than 32 MiB to the system at once, and would keep less for itself.
-_LOGITS = 9 * 2**20
+# Logits that are there at one time, in each of the dozen tensors that a loss makes. On a CPU 36 MiB
+# of them: glibc returns what is larger than 32 MiB to the system at once, and would keep less for
+# itself. On a GPU 256 MiB: every block reads and writes the head's whole gradient.
+_CPU_LOGITS, _GPU_LOGITS = 9 * 2**20, 2**26
 
 BlockLoss = Callable[[Tensor, Block], Tensor]
 """Logits [R, V] of a block in, its share of the loss, a scalar, out."""
 
 
-def rows_per_block(vocab_size: int) -> int:
+def rows_per_block(vocab_size: int, device: torch.device) -> int:
     """How many positions' logits are made at one time."""
-    return max(16, _LOGITS // vocab_size)
+    logits = _CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS
+    return max(16, logits // vocab_size)
 
 
 def head_loss(

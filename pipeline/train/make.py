@@ -69,7 +69,7 @@ def make_trainer(
             f"expected a student with at least {tokenizer.vocab_size} embeddings, as its tokenizer "
             f"has tokens, got {vocab_size}; resize the student's embeddings first"
         )
-    rows = rows_per_block(cast("Any", head(model)).weight.shape[0])
+    rows = rows_per_block(cast("Any", head(model)).weight.shape[0], train_device(recipe))
     checkpoint, done = _last_checkpoint(output)
     batches = stream(done * train.accumulation, rows)  # it reads while the rest is made ready
     if checkpoint is not None:

@@ -153,7 +153,7 @@ def measure_loader(bench: StudentBench, views: Views, step_s: float) -> dict[str
         as_tensors,
         temperature=TIDAL.temperature,
         block_size=BLOCK,
-        rows_per_block=rows_per_block(VOCAB),
+        rows_per_block=rows_per_block(VOCAB, torch.device("cpu")),
     )
     began, positions = time.process_time(), 0
     with CacheStream(

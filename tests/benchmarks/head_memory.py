@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from pipeline.config.objective import TidalKl
 from pipeline.objectives import gold_logp, masked_nll, masked_nll_from_logp, tidal_kl
-from pipeline.targets.expand import expand_sketch
 from pipeline.targets.sketch import SketchDecoder
 from pipeline.train.build import StudentAnswer, build_distillation, lambda_at
-from pipeline.train.expand import Expand
+from pipeline.train.expand import sketch_expander
 from pipeline.train.head_loss import head_loss, rows_per_block
-from pipeline.train.tensors import Block, KeptRows, LossRows, TeacherRows, cut_blocks
+from pipeline.train.tensors import Block, KeptRows, LossRows, cut_blocks
 
 VOCAB, HIDDEN, RANK = 151_936, 1024, 4096
 NUM_ROWS, NUM_MASKED = 2 * 1024, 512
@@ -109,13 +108,15 @@ class Ours:
             ),
         )
         self.distillation = build_distillation(
-            TidalKl(type="tidal_kl"), shared_vocab=VOCAB, expand=_expand(decoder)
+            TidalKl(type="tidal_kl"), shared_vocab=VOCAB, expand=sketch_expander(decoder)
         )
 
     def loss(self, head: nn.Linear, hidden_PH: Tensor) -> Tensor:
         """CE and TIDAL, block by block."""
         order = np.arange(NUM_MASKED, dtype=np.int32)
-        blocks = cut_blocks(np.full_like(order, -1), order, rows_per_block(VOCAB))
+        blocks = cut_blocks(
+            np.full_like(order, -1), order, rows_per_block(VOCAB, torch.device("cpu"))
+        )
         return head_loss(head, hidden_PH[:NUM_MASKED], blocks, self._block_loss)
 
     def _block_loss(self, logits_RV: Tensor, block: Block) -> Tensor:
@@ -126,21 +127,6 @@ class Ours:
         answer = StudentAnswer(logits_NV=logits_RV, logp_N=logp_R)
         term = self.distillation.term(answer, rows, PROGRESS).term
         return nll.mean() + term.total / NUM_MASKED
-
-
-def _expand(decoder: SketchDecoder) -> Expand:
-    def expand(rows: TeacherRows, temperature: float) -> Tensor:
-        assert isinstance(rows, KeptRows), "a sketch"
-        return expand_sketch(
-            decoder,
-            rows.sketch_MR,
-            rows.logsumexp_M,
-            rows.gold_id_M,
-            rows.gold_logit_M,
-            temperature=temperature,
-        )
-
-    return expand
 
 
 if __name__ == "__main__":

@@ -28,17 +28,16 @@ from pipeline.stream.collate import View, collate
 from pipeline.student.attention import attention_arguments
 from pipeline.student.forward import attention_implementation
 from pipeline.student.kernels import choose_kernel, implementation_of
-from pipeline.targets.expand import expand_sketch
 from pipeline.targets.sketch import SketchDecoder
 from pipeline.teacher.answer import KeepDense, all_finite, answer_views
 from pipeline.teacher.keep import KeepChunks
 from pipeline.teacher.kernels import implementation_of as teacher_implementation_of
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.train.build import build_distillation
-from pipeline.train.expand import Expand, expander, live_rows
+from pipeline.train.expand import Expand, expander, live_rows, sketch_expander
 from pipeline.train.head_loss import rows_per_block
 from pipeline.train.loss import Counts, StudentLoss
-from pipeline.train.tensors import KeptRows, TeacherRows, TensorBatch, as_tensors
+from pipeline.train.tensors import TensorBatch, as_tensors
 from storage_schemas.targets import KeptTargets
 
 MASK_ID, BATCH, PROGRESS = 4095, 2, 0.5
@@ -86,9 +85,9 @@ class Views:
         assert len(views) >= count * BATCH, "a shard has enough views"
         return cls([views[i * BATCH : (i + 1) * BATCH] for i in range(count)])
 
-    def tensors(self, i: int, *, has_tokens: bool, vocab_size: int = VOCAB) -> TensorBatch:
-        """Batch `i` as the loader makes it."""
-        return _tensors(self.batches[i], has_tokens=has_tokens, vocab_size=vocab_size)
+    def tensors(self, i: int, *, has_tokens: bool, rows: int) -> TensorBatch:
+        """Batch `i` as the loader makes it, in blocks of `rows`."""
+        return _tensors(self.batches[i], has_tokens=has_tokens, rows=rows)
 
     @property
     def rank(self) -> int:
@@ -120,6 +119,7 @@ class Steps:
         config = student_config() if config is None else config
         self.vocab_size = int(config.vocab_size)
         self.device = torch.device(device)
+        self.rows = rows_per_block(self.vocab_size, self.device)
         self._is_bf16 = is_bf16
         kernel, _ = choose_kernel("auto", self.device)
         model = AutoModelForCausalLM.from_config(
@@ -184,14 +184,12 @@ def cached_arms(steps: Steps, views: Views, expand: Expand) -> dict[str, Callabl
     tidal = student_loss(TIDAL, expand, steps.vocab_size)
 
     def arm(loss: StudentLoss, *, has_tokens: bool) -> Callable[[int], None]:
-        return lambda i: steps.ours(
-            loss, views.tensors(i, has_tokens=has_tokens, vocab_size=steps.vocab_size)
-        )
+        return lambda i: steps.ours(loss, views.tensors(i, has_tokens=has_tokens, rows=steps.rows))
 
     return {
         **{name: arm(loss, has_tokens=False) for name, loss in chunks.items()},
         "tidal": arm(tidal, has_tokens=True),
-        "naive": lambda i: steps.naive(views.tensors(i, has_tokens=False)),
+        "naive": lambda i: steps.naive(views.tensors(i, has_tokens=False, rows=steps.rows)),
     }
 
 
@@ -213,13 +211,13 @@ def live_arms(views: Views, steps: Steps) -> dict[str, Callable[[int], None]]:
 
     def reverse_calm(i: int) -> None:
         answered = _answered(moe, views.batches[i], demo_ratio=None, keep=KeepChunks())
-        steps.ours(calm, _tensors(answered, has_tokens=False))
+        steps.ours(calm, _tensors(answered, has_tokens=False, rows=steps.rows))
 
     def tidal_kl(i: int) -> None:
         answered = _answered(
             dense, views.batches[i], demo_ratio=0.5, keep=KeepDense(vocab_size=VOCAB)
         )
-        steps.ours(tidal, _tensors(answered, has_tokens=True))
+        steps.ours(tidal, _tensors(answered, has_tokens=True, rows=steps.rows))
 
     return {"reverse_calm_live": reverse_calm, "tidal_live": tidal_kl}
 
@@ -285,32 +283,21 @@ def _answered(
     ]
 
 
-def _tensors(views: Sequence[View], *, has_tokens: bool, vocab_size: int = VOCAB) -> TensorBatch:
+def _tensors(views: Sequence[View], *, has_tokens: bool, rows: int) -> TensorBatch:
     return as_tensors(
         collate(views, has_tokens=has_tokens),
         temperature=TIDAL.temperature if has_tokens else None,
         block_size=BLOCK,
-        rows_per_block=rows_per_block(vocab_size),
+        rows_per_block=rows,
     )
 
 
 def random_expand(rank: int, vocab_size: int, device: str = "cpu") -> Expand:
     """Sketches read with a random decoder: of any vocabulary."""
-    decoder = SketchDecoder(
-        decode_RV=torch.randn(rank, vocab_size, device=device),
-        base_V=torch.randn(vocab_size, device=device),
-        step=0.1,
-    )
-
-    def expand(rows: TeacherRows, temperature: float) -> Tensor:
-        assert isinstance(rows, KeptRows), "a sketch"
-        return expand_sketch(
-            decoder,
-            rows.sketch_MR,
-            rows.logsumexp_M,
-            rows.gold_id_M,
-            rows.gold_logit_M,
-            temperature=temperature,
+    return sketch_expander(
+        SketchDecoder(
+            decode_RV=torch.randn(rank, vocab_size, device=device),
+            base_V=torch.randn(vocab_size, device=device),
+            step=0.1,
         )
-
-    return expand
+    )

@@ -144,9 +144,11 @@ def test_a_head_that_is_more_than_a_linear_layer_is_refused():
         head_loss(nn.Sequential(head), hidden_NH, _blocks(4), _loss(ids_N))
 
 
-def test_a_block_of_a_real_vocabulary_is_a_few_megabytes():
-    assert rows_per_block(151_936) * 151_936 * 4 <= 2**26
-    assert rows_per_block(10**9) == 16
+@pytest.mark.parametrize(("device", "mib"), [("cpu", 36), ("cuda", 256)])
+def test_a_block_of_a_real_vocabulary_is_some_megabytes(device, mib):
+    rows = rows_per_block(151_936, torch.device(device))
+    assert mib / 2 < rows * 151_936 * 4 / 2**20 <= mib
+    assert rows_per_block(10**9, torch.device(device)) == 16
 
 
 @given(
