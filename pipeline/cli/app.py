@@ -331,6 +331,7 @@ def _progress() -> Generator[None]:
             yield
     else:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # each call of Prefect's client
         yield
 
 
