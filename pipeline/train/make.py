@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.config.recipe import Recipe
 from pipeline.student.forward import head
@@ -59,8 +59,43 @@ def make_trainer(
     """
     train = recipe.train
     check_trackers(train.trackers)
-    output = Path(train.output)
-    kernel, why = choose_kernel(train.kernel, train_device(recipe))
+    model = _load(recipe, tokenizer)
+    rows = rows_per_block(cast("Any", head(model)).weight.shape[0], train_device(recipe))
+    checkpoint, done = _last_checkpoint(Path(train.output))
+    batches = stream(done * train.accumulation, rows)  # it reads while the rest is made ready
+    if checkpoint is not None:
+        check_sharding(Path(checkpoint), kind_of_sharding(recipe))
+    arguments = _arguments(
+        recipe, ranks.share_of(train.accumulation), max_steps, shows_progress=shows_progress
+    )
+    # where it will be trained: kernels differ by device
+    check_block_attention(
+        cast("Any", model).to(arguments.device),
+        mask_id=tokenizer.mask_id,
+        block_size=recipe.student.block_size,
+    )
+    trained = model if train.lora is None else add_adapters(model, train.lora)
+    if train.gradient_checkpointing:
+        forget_activations(model)
+    trainer = StudentTrainer(
+        trained,
+        arguments,
+        lambda: batches,
+        loss=StudentLoss(
+            distillation=distillation,
+            mask_id=tokenizer.mask_id,
+            block_size=recipe.student.block_size,
+        ),
+        stamp=stamp,
+        ranks=ranks,
+        processing_class=tokenizer.hf,
+    )
+    return trainer, checkpoint
+
+
+def _load(recipe: Recipe, tokenizer: ChatTokenizer) -> PreTrainedModel:
+    """The student, with the attention that its device wants and an embedding for every token."""
+    kernel, why = choose_kernel(recipe.train.kernel, train_device(recipe))
     _LOG.info("attention kernel %s: %s", kernel, why)
     model = load_student(recipe.student, kernel=kernel)
     vocab_size = cast("Any", model.get_input_embeddings()).weight.shape[0]
@@ -69,16 +104,19 @@ def make_trainer(
             f"expected a student with at least {tokenizer.vocab_size} embeddings, as its tokenizer "
             f"has tokens, got {vocab_size}; resize the student's embeddings first"
         )
-    rows = rows_per_block(cast("Any", head(model)).weight.shape[0], train_device(recipe))
-    checkpoint, done = _last_checkpoint(output)
-    batches = stream(done * train.accumulation, rows)  # it reads while the rest is made ready
-    if checkpoint is not None:
-        check_sharding(Path(checkpoint), kind_of_sharding(recipe))
+    return model
+
+
+def _arguments(
+    recipe: Recipe, accumulation: int, max_steps: int, *, shows_progress: bool
+) -> TrainingArguments:
+    """The recipe in transformers' words; `accumulation` is this process's share of it."""
+    train = recipe.train
     arguments = TrainingArguments(
-        output_dir=str(output),
+        output_dir=train.output,
         max_steps=max_steps,
         per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=ranks.share_of(train.accumulation),
+        gradient_accumulation_steps=accumulation,
         learning_rate=train.learning_rate,
         lr_scheduler_type=_SCHEDULES[train.schedule],
         warmup_steps=round(train.warmup_share * max_steps),
@@ -98,31 +136,9 @@ def make_trainer(
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,  # a loss reads all of the student, or is zero on all
     )
-    # where it will be trained: kernels differ by device
-    check_block_attention(
-        cast("Any", model).to(arguments.device),
-        mask_id=tokenizer.mask_id,
-        block_size=recipe.student.block_size,
-    )
-    trained = model if train.lora is None else add_adapters(model, train.lora)
-    if train.gradient_checkpointing:
-        forget_activations(model)
     # one process trains on one GPU: no silent nn.DataParallel over all that are visible
     arguments._n_gpu = min(1, arguments.n_gpu)  # pyright: ignore[reportPrivateUsage]
-    trainer = StudentTrainer(
-        trained,
-        arguments,
-        lambda: batches,
-        loss=StudentLoss(
-            distillation=distillation,
-            mask_id=tokenizer.mask_id,
-            block_size=recipe.student.block_size,
-        ),
-        stamp=stamp,
-        ranks=ranks,
-        processing_class=tokenizer.hf,
-    )
-    return trainer, checkpoint
+    return arguments
 
 
 def _last_checkpoint(output: Path) -> tuple[str | None, int]:
