@@ -115,6 +115,7 @@ def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStre
         world_size=ranks.size,
         workers=train.loader_workers,
         pins=not uses_cpu(recipe),
+        has_buckets=train.length_buckets,
         collate=partial(collate, has_tokens=has_tokens, capacity=capacity),
     )
 

@@ -39,7 +39,9 @@ class TrainConfig(StrictModel):
     A step reads `accumulation` micro-batches of `batch_size` views, however many processes share
     them. Micro-batches come in turn from `open_shards` shards, which processes and their loaders
     share too. loader_workers are processes that read ahead; 0 reads in the training process.
-    `packing` puts several short records in one row. kernel chooses the attention: `auto` is flex
+    `packing` puts several short records in one row. `length_buckets` makes micro-batches of views
+    of like length: less padding, but a step's means are over its own tokens, so that those of short
+    records weigh more. kernel chooses the attention: `auto` is flex
     on a GPU and SDPA on a CPU.
     """
 
@@ -63,6 +65,7 @@ class TrainConfig(StrictModel):
     open_shards: Count = 4
     loader_workers: Annotated[int, Field(ge=0)] = 1
     packing: bool = False
+    length_buckets: bool = False
     kernel: Literal["auto", "sdpa", "flex"] = "auto"
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None

@@ -47,13 +47,15 @@ class CacheStream:
         world_size: int = 1,
         workers: int = 0,
         pins: bool = False,
+        has_buckets: bool = False,
         collate: Callable[[Sequence[View]], Batch] | None = None,
     ) -> None:
         """The share of process `rank`: every `world_size`-th micro-batch.
 
         `has_tokens` brings the token targets along, their sketches decoded with the basis. Up to
         `lanes` shards are open at once, among all processes and their `workers`; without workers
-        this process reads, in a thread. With `pins` tensors come in pinned memory.
+        this process reads, in a thread. With `pins` tensors come in pinned memory, with
+        `has_buckets` views of like length in one micro-batch.
         """
         counts = [entry.counts.num_views for entry in reader.entries]
         self.num_views = sum(counts)
@@ -81,6 +83,7 @@ class CacheStream:
             collate=collate or partial(collate_rows, has_tokens=has_tokens),
             rank=rank,
             world_size=world_size,
+            has_buckets=has_buckets,
         )
         self._workers = workers
         self._pins = pins

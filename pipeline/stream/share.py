@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.reader import CacheReader
 from pipeline.stream.ahead import ReadAhead
-from pipeline.stream.buckets import bucketed
+from pipeline.stream.buckets import bucketed, shuffled
 from pipeline.stream.collate import View
 from pipeline.stream.order import Key, Reader, Step, Take, ViewOrder
 from storage_schemas.batch import Batch
@@ -51,6 +51,7 @@ class Share:
     collate: Callable[[Sequence[View]], Batch]
     rank: int
     world_size: int
+    has_buckets: bool
     skip: int = 0
     then: Callable[[Batch], Any] | None = None
 
@@ -73,13 +74,12 @@ class Share:
         content = self.reader.read_shard(
             self.reader.entries[shard], self.coder, with_top_k=self.has_tokens
         )
+        return OpenShard(content=content, order_V=self._order(content, epoch, shard))
+
+    def _order(self, content: ShardContent, epoch: int, shard: int) -> NDArray[np.intp]:
+        seeds = {"seed": self.order.seed, "epoch": epoch, "shard": shard}
+        if not self.has_buckets:
+            return shuffled(len(content.views), **seeds)
         examples = [view.example for view in content.views]
-        order_V = bucketed(
-            [len(content.examples[example].student_ids_S) for example in examples],
-            examples,
-            self.order.cuts(epoch, shard),
-            seed=self.order.seed,
-            epoch=epoch,
-            shard=shard,
-        )
-        return OpenShard(content=content, order_V=order_V)
+        lengths = [len(content.examples[example].student_ids_S) for example in examples]
+        return bucketed(lengths, examples, self.order.cuts(epoch, shard), **seeds)

@@ -99,8 +99,10 @@ def test_to_skip_batches_is_to_drop_them(reader, skip, has_tokens):
     assert_same(list(islice(stream.batches(skip=skip), 3)), dropped)
 
 
-def test_each_epoch_brings_each_view_once(reader):
-    names = [name for batch in islice(_stream(reader).batches(), 24) for name in _names(batch)]
+@pytest.mark.parametrize("has_buckets", [False, True])
+def test_each_epoch_brings_each_view_once(reader, has_buckets):
+    stream = _stream(reader, has_buckets=has_buckets)
+    names = [name for batch in islice(stream.batches(), 24) for name in _names(batch)]
     entries = [CacheReader.read_shard(reader, entry) for entry in reader.entries]
     every = sorted(
         (content.examples[view.example].record_id, view.corruption.view)
@@ -110,6 +112,17 @@ def test_each_epoch_brings_each_view_once(reader):
     assert len(every) == 24
     for epoch in range(5):
         assert sorted(names[epoch * 24 : (epoch + 1) * 24]) == every
+
+
+def test_no_batch_in_buckets_holds_two_views_of_one_example(reader):
+    """Which a plain order has: two records of two views a shard."""
+
+    def twice(*, has_buckets):
+        stream = _stream(reader, batch_size=2, lanes=1, has_buckets=has_buckets)
+        return sum(len(set(b.record_ids)) < 2 for b in islice(stream.batches(), 12 * 4))
+
+    assert twice(has_buckets=True) == 0
+    assert twice(has_buckets=False) > 0
 
 
 def test_a_batch_is_of_the_shards_that_the_order_names(reader):
