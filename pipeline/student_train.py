@@ -45,6 +45,7 @@ from pipeline.train.standing import HELD_OUT_NLL, Standing
 from pipeline.train.summary import TrainSummary
 from pipeline.train.tensors import as_tensors
 from pipeline.train.trainer import Reporter, StudentTrainer
+from storage_schemas.basis import Basis
 from storage_schemas.errors import RecipeError
 
 __all__ = ["TrainSummary", "num_steps", "run_student_train"]
@@ -78,10 +79,21 @@ def run_student_train(
         output.fetch_checkpoint()
         held_out = open_held_out(recipe, tokenizer, output)
         began = time.monotonic()
-        with _open_stream(recipe, reader, ranks) as stream, sharding(kind_of_sharding(recipe)):
+        basis = reader.read_basis()  # also where no objective needs it: damage is to be refused
+        with (
+            _open_stream(recipe, reader, basis, ranks) as stream,
+            sharding(kind_of_sharding(recipe)),
+        ):
             trainer, checkpoint = _make_trainer(
-                recipe, output, reader, tokenizer, stream, ranks, shows_progress=shows_progress
+                _with_output(recipe, output.folder),
+                reader,
+                basis,
+                tokenizer,
+                stream,
+                ranks,
+                shows_progress=shows_progress,
             )
+            del basis  # the decoder is its own copy
             ranks.wait()  # all have read what is there
             if ranks.is_first:
                 write_run(output, run)  # nothing that was refused leaves a claim behind
@@ -100,7 +112,9 @@ def num_steps(recipe: Recipe, num_views: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStream:
+def _open_stream(
+    recipe: Recipe, reader: CacheReader, basis: Basis | None, ranks: Ranks
+) -> CacheStream:
     train = recipe.train
     has_tokens = isinstance(recipe.objective, TokenObjective)
     capacity = recipe.student.length if train.packing else None
@@ -109,7 +123,7 @@ def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStre
         batch_size=train.batch_size,
         seed=train.seed,
         has_tokens=has_tokens,
-        basis=reader.read_basis(),  # also where no objective needs it: damage is to be refused
+        basis=basis,
         lanes=train.open_shards,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -122,8 +136,8 @@ def _open_stream(recipe: Recipe, reader: CacheReader, ranks: Ranks) -> CacheStre
 
 def _make_trainer(
     recipe: Recipe,
-    output: TrainOutput,
     reader: CacheReader,
+    basis: Basis | None,
     tokenizer: ChatTokenizer,
     stream: CacheStream,
     ranks: Ranks,
@@ -133,7 +147,7 @@ def _make_trainer(
     has_tokens = isinstance(recipe.objective, TokenObjective)
     expand = None
     if has_tokens:
-        expand = expander(reader.identity.kept, reader.read_basis(), train_device(recipe))
+        expand = expander(reader.identity.kept, basis, train_device(recipe))
     pipeline = recipe.pipeline
     distillation = build_distillation(
         recipe.objective,
@@ -147,7 +161,7 @@ def _make_trainer(
     )
     set_seed(recipe.train.seed)
     return make_trainer(
-        _with_output(recipe, output.folder),
+        recipe,
         tokenizer,
         distillation,
         lambda skip, rows: stream.batches(skip=skip, then=partial(to_tensors, rows_per_block=rows)),

@@ -17,11 +17,11 @@ from pipeline.sweep.files import write_comparison, write_runs
 from pipeline.sweep.names import setting_in_name, short_keys, shown
 from pipeline.sweep.result import read_results
 from pipeline.sweep.run import SweepEnd, check_runs, run_sweep
-from pipeline.sweep.table import SEED, varied_keys
+from pipeline.sweep.table import HELD_OUT, SEED, varied_keys
 from storage_schemas.errors import RecipeError
 
 _LOG = logging.getLogger("tidecache")
-_HELD_OUT = ("held_out_nll_best", "held_out_nll", "held_out_accuracy")
+_HELD_OUT = (*HELD_OUT, "held_out_accuracy")
 _LOSSES = ("loss", "masked_nll")
 
 

@@ -39,10 +39,10 @@ class TrainConfig(StrictModel):
     A step reads `accumulation` micro-batches of `batch_size` views, however many processes share
     them. Micro-batches come in turn from `open_shards` shards, which processes and their loaders
     share too. loader_workers are processes that read ahead; 0 reads in the training process.
+
     `packing` puts several short records in one row. `length_buckets` makes micro-batches of views
     of like length: less padding, but a step's means are over its own tokens, so that those of short
-    records weigh more. kernel chooses the attention: `auto` is flex
-    on a GPU and SDPA on a CPU.
+    records weigh more. kernel chooses the attention: `auto` is flex on a GPU and SDPA on a CPU.
     """
 
     output: Annotated[str, Field(min_length=1)]

@@ -104,7 +104,12 @@ def evaluate_held_out(
         if on_progress is not None:
             on_progress(done, total)
     model.train(was_training)
-    nll, num_correct, num_masked = share.sum(np.stack([nll, num_correct, num_masked]))
+    return _scores(held_out, share.sum(np.stack([nll, num_correct, num_masked])))
+
+
+def _scores(held_out: HeldOut, sums: NDArray[np.float64]) -> HeldOutScores:
+    """From the sums of nll, correct and masked tokens, each [content or all, record, level]."""
+    nll, num_correct, num_masked = sums
     maskable = [
         [int(flags.sum()) for flags in (record.is_content_S, record.is_target_S)]
         for record in held_out.records

@@ -65,15 +65,8 @@ class CacheStream:
                 f"skipped; 'tidecache inspect' tells why"
             )
         order = ViewOrder(counts, seed=seed, batch_size=batch_size, num_lanes=lanes)
-        num_readers = world_size * max(1, workers)
-        if order.num_lanes == lanes and lanes % num_readers:
-            _LOG.warning(
-                "%s: %d processes and workers read from %d open shards: some read the same ones; "
-                "make train.open_shards a multiple of train.loader_workers times the processes",
-                reader.address,
-                num_readers,
-                lanes,
-            )
+        if order.num_lanes == lanes:
+            _warn_of_shared_shards(reader, lanes, num_readers=world_size * max(1, workers))
         self._share = Share(
             reader=reader,
             order=order,
@@ -162,6 +155,17 @@ class _Source(Iterator[Any]):
             self._dataset.close()
         if self._has_workers:
             self._loader._shutdown_workers()
+
+
+def _warn_of_shared_shards(reader: CacheReader, lanes: int, *, num_readers: int) -> None:
+    if lanes % num_readers:
+        _LOG.warning(
+            "%s: %d processes and workers read from %d open shards: some read the same ones; "
+            "make train.open_shards a multiple of train.loader_workers times the processes",
+            reader.address,
+            num_readers,
+            lanes,
+        )
 
 
 def _as_it_is(batch: T) -> T:

@@ -60,11 +60,6 @@ def side_by_side(lengths: Sequence[int]) -> Packing:
     )
 
 
-def share_saved(packing: Packing, lengths: Sequence[int]) -> float:
-    """The share of a batch's tokens, padding included, that packing spares."""
-    return 1 - _size(packing) / (len(lengths) * max(lengths))
-
-
 def _size(packing: Packing) -> int:
     return packing.num_rows * packing.row_length
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from pipeline.sweep.result import RunResult
 from pipeline.sweep.table import group_label, held_out, seed_groups
+from pipeline.train.standing import HELD_OUT_NLL
 
 _COLORS = (  # Okabe and Ito's, told apart by all eyes; the yellow one is too light for a line
     "#0072b2",
@@ -23,7 +24,7 @@ _COLORS = (  # Okabe and Ito's, told apart by all eyes; the yellow one is too li
     "#444444",
 )
 _LINES = ("-", "--", ":", "-.")
-_MASKED_NLL, _HELD_OUT = "masked_nll", "held_out_nll"
+_MASKED_NLL = "masked_nll"
 _WINDOWS = 20  # of a smoothed curve
 _MANY = 50  # points of a curve whose beginning may be cut off
 _LEGEND_WIDTH = 115  # letters that fit below the panels
@@ -70,8 +71,8 @@ def _panels(groups: Sequence[Sequence[RunResult]]) -> list[tuple[str, str]]:
     results = [result for group in groups for result in group]
     logged = {name for result in results for name in result.curve.columns}
     panels = [(_MASKED_NLL, "cross-entropy on training views (weighted by 1 / t), nats")]
-    if _HELD_OUT in logged:
-        return [*panels, (_HELD_OUT, "held-out bound, nats a token")]
+    if HELD_OUT_NLL in logged:
+        return [*panels, (HELD_OUT_NLL, "held-out bound, nats a token")]
     terms = {result.run.recipe.objective.type for result in results} - {_MASKED_NLL}
     if len(terms) == 1 and terms <= logged:
         panels += [(term, f"{term} on training views") for term in terms]
@@ -81,7 +82,7 @@ def _panels(groups: Sequence[Sequence[RunResult]]) -> list[tuple[str, str]]:
 def _draw(axes: Axes, group: Sequence[RunResult], column: str, number: int, label: str) -> None:
     color = _COLORS[number % len(_COLORS)]
     line = _LINES[number // len(_COLORS) % len(_LINES)]
-    is_measured = column == _HELD_OUT  # rare, and on the same masks: nothing to smooth
+    is_measured = column == HELD_OUT_NLL  # rare, and on the same masks: nothing to smooth
     curves = [_points(result.curve, column) for result in group if column in result.curve.columns]
     curves = [curve if is_measured else _smooth(curve) for curve in curves if len(curve)]
     if not curves:

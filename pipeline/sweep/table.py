@@ -10,9 +10,10 @@ from pipeline.config.sweep import flat_settings
 from pipeline.sweep.expand import SweepRun
 from pipeline.sweep.names import shown
 from pipeline.sweep.result import RunResult
+from pipeline.train.standing import HELD_OUT_NLL
 
 SEED = "train.seed"
-HELD_OUT = ("held_out_nll_best", "held_out_nll")
+HELD_OUT = (f"{HELD_OUT_NLL}_best", HELD_OUT_NLL)
 """What runs are sorted by: the first that one has."""
 
 
