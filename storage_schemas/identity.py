@@ -5,9 +5,10 @@ Left out on purpose: the number of views (more views extend a cache) and everyth
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 SCHEMA_VERSION = 2
 
@@ -54,11 +55,22 @@ class LengthsIdentity(Stored):
 
 
 class NoiseIdentity(Stored):
-    """What the noise is drawn from. `demo_ratio` is None without CompDemo."""
+    """What the noise is drawn from. `demo_ratio` is None without CompDemo.
+
+    Stratified times are not written: identities that are older than the choice keep their digests.
+    """
 
     seed: int
     eps: Annotated[float, Field(gt=0, lt=1)]
     demo_ratio: Annotated[float, Field(ge=0, le=1)] | None
+    times: Literal["stratified", "independent"] = "stratified"
+
+    @model_serializer(mode="wrap")
+    def _without_stratified(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = dump(self)
+        if self.times == "stratified":
+            del fields["times"]
+        return fields
 
 
 class EvenTail(Stored):

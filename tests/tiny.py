@@ -185,7 +185,7 @@ class Tiny:
         """Every view of every record, in a shard's order."""
         noise = recipe.noise
         return [
-            (pair, corrupt(pair, seed=noise.seed, view=view, eps=noise.eps))
+            (pair, corrupt(pair, seed=noise.seed, view=view, eps=noise.eps, times=noise.times))
             for pair in self.pairs(recipe)
             for view in range(noise.views)
         ]

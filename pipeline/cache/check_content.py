@@ -177,7 +177,7 @@ def _views(content: ShardContent, identity: CacheIdentity) -> Iterator[str]:
     for stored in content.views:
         pair, got = content.examples[stored.example], stored.corruption
         where = f"record {pair.record_id} view {got.view}"
-        want = corrupt(pair, seed=noise.seed, view=got.view, eps=noise.eps)
+        want = corrupt(pair, seed=noise.seed, view=got.view, eps=noise.eps, times=noise.times)
         if want.time != got.time:
             wrong["time"].append(f"{where} ({got.time}, not {want.time})")
         if not np.array_equal(want.is_masked_S, got.is_masked_S):

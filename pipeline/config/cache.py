@@ -17,10 +17,14 @@ class CompDemoConfig(StrictModel):
 
 
 class NoiseConfig(StrictModel):
-    """The noise: views drawn of each record, times in [eps, 1), CompDemo where a table is given."""
+    """The noise: views drawn of each record, times in [eps, 1), CompDemo where a table is given.
+
+    The times of a record's views are spread over [eps, 1), or drawn independently.
+    """
 
     seed: int = 0
     views: Count = 4
+    times: Literal["stratified", "independent"] = "stratified"
     eps: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     compdemo: CompDemoConfig | None = None
 

@@ -3,7 +3,8 @@
 Like the paper's models, each starts as an autoregressive (AR) model and is then turned into a
 diffusion model: the student and teacher B into block diffusion, teacher A into full bidirectional
 masked diffusion. The text is the standard library's functions outside the held-out files
-(`corpus.all_functions`). The last lines of the log, loss and tokens, are kept in `training.json`.
+(`corpus.all_functions`). A model is saved after each phase, and goes on from there when the command
+is given again: `training.json` holds the last line of each phase's log, loss and tokens.
 
 Axes: B example, S position, N masked position (flattened), V vocabulary.
 """
@@ -23,7 +24,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
 from transformers import Qwen3MoeForCausalLM as Qwen3Moe
 
 from pipeline.demo.corpus import ASSETS, all_functions
@@ -41,16 +48,26 @@ TOKENS_A_STEP = 4096
 EPS = 1e-3
 
 
+Kind = Literal["ar", "diffusion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What is learned, from how many tokens; with a warm-up and a cosine of its own."""
+
+    kind: Kind
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One bundled model: its shape, and how many tokens each phase of its training reads."""
+    """One bundled model: its shape, and the phases of its training."""
 
     tokenizer: str
     attention: Literal["full", "block"]
     shape: dict[str, int]
     experts: dict[str, int] | None
-    ar_tokens: int
-    diffusion_tokens: int
+    phases: tuple[Phase, ...]
     learning_rate: float = 3e-3
     seed: int = 0
 
@@ -61,24 +78,26 @@ PLANS = {
         attention="block",
         shape={"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384},
         experts=None,
-        ar_tokens=1_500_000,
-        diffusion_tokens=1_500_000,
+        phases=(Phase("ar", 1_500_000), Phase("diffusion", 1_500_000)),
     ),
     "teacher-a": Plan(
         tokenizer="tokenizer-teacher-a",
         attention="full",
         shape={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 768},
         experts={"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 192},
-        ar_tokens=1_800_000,
-        diffusion_tokens=1_600_000,
+        phases=(
+            Phase("ar", 1_800_000),
+            Phase("diffusion", 1_600_000),
+            # after the first two it was no better than the student, for each byte of text
+            Phase("diffusion", 6_000_000),
+        ),
     ),
     "teacher-b": Plan(
         tokenizer="tokenizer-student",
         attention="block",
         shape={"hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 640},
         experts=None,
-        ar_tokens=3_500_000,
-        diffusion_tokens=1_800_000,
+        phases=(Phase("ar", 3_500_000), Phase("diffusion", 1_800_000)),
     ),
 }
 
@@ -261,11 +280,11 @@ def train_phase(
     texts: list[Text],
     tokenizer: ChatTokenizer,
     routers: Routers,
-    phase: Literal["ar", "diffusion"],
-) -> dict[str, float]:
-    """Train until the phase's tokens are read; progress goes to standard output."""
-    budget = plan.ar_tokens if phase == "ar" else plan.diffusion_tokens
-    rng = np.random.default_rng([plan.seed, phase == "diffusion"])
+    number: int,
+) -> dict[str, Any]:
+    """Train until the tokens of the phase of this number are read; progress is printed."""
+    phase, budget = plan.phases[number].kind, plan.phases[number].tokens
+    rng = np.random.default_rng([plan.seed, number])
     rate = plan.learning_rate if phase == "ar" else plan.learning_rate * 0.6
     steppers = optimizers(model, rate)
     tokens, step, smooth, began = 0, 0, float("nan"), time.monotonic()
@@ -301,6 +320,7 @@ def train_phase(
         if tokens >= budget:
             break
     return {
+        "kind": phase,
         "tokens": tokens,
         "steps": step + 1,
         "loss": smooth,
@@ -309,24 +329,50 @@ def train_phase(
 
 
 def train(name: str) -> Path:
-    """Train one bundled model, and save it beside its tokenizer in bfloat16."""
-    plan = PLANS[name]
+    """Train what is missing of one bundled model, saved in bfloat16 beside its tokenizer."""
+    plan, folder = PLANS[name], ASSETS / name
     tokenizer = ChatTokenizer.load(str(ASSETS / plan.tokenizer))
     texts = read_texts(tokenizer)
     print(f"{len(texts):,} texts, {sum(len(t.ids) for t in texts):,} tokens", flush=True)
-    model = make_model(plan, tokenizer)
+    done = finished_phases(folder)
+    model = load_model(folder) if done else make_model(plan, tokenizer)
     routers = Routers(model, plan)
-    phases = {
-        phase: train_phase(model, plan, texts, tokenizer, routers, phase)
-        for phase in ("ar", "diffusion")
+    for number in range(len(done), len(plan.phases)):
+        done.append(train_phase(model, plan, texts, tokenizer, routers, number))
+        save_model(model, tokenizer, folder, plan, done)
+    return folder
+
+
+def finished_phases(folder: Path) -> list[dict[str, Any]]:
+    """What `training.json` says of the phases that the saved model has behind it."""
+    about = folder / "training.json"
+    return json.loads(about.read_text())["phases"] if about.exists() else []
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """A saved model, to be trained further in float32."""
+    auto = cast("Any", AutoModelForCausalLM)
+    return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    plan: Plan,
+    done: list[dict[str, Any]],
+) -> None:
+    """Weights in bfloat16, tokenizer, and how they came about; the model itself stays as it is."""
+    state = {
+        name: value.to(torch.bfloat16)
+        for name, value in cast("nn.Module", model).state_dict().items()
     }
-    folder = ASSETS / name
-    cast("nn.Module", model).to(torch.bfloat16)
-    model.save_pretrained(folder)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.hf.save_pretrained(folder)
     about = {
         "plan": asdict(plan),
-        "phases": phases,
+        "phases": done,
         "parameters": sum(p.numel() for p in model.parameters()),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -334,7 +380,6 @@ def train(name: str) -> Path:
         "threads": torch.get_num_threads(),
     }
     (folder / "training.json").write_text(json.dumps(about, indent=2) + "\n")
-    return folder
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Axes: S student position, T teacher position, C aligned chunk.
 import numpy as np
 
 from pipeline.diffusion.rng import uniforms_for
-from pipeline.diffusion.schedule import diffusion_time
+from pipeline.diffusion.schedule import Times, diffusion_time
 from storage_schemas.examples import Bools, Ints, Pair
 from storage_schemas.views import Corruption
 
@@ -31,13 +31,15 @@ def draw_mask(is_target_S: Bools, time: float, *, seed: int, record_id: str, vie
     return (uniform_S < time) & is_target_S
 
 
-def corrupt(pair: Pair, *, seed: int, view: int, eps: float) -> Corruption:
+def corrupt(
+    pair: Pair, *, seed: int, view: int, eps: float, times: Times = "stratified"
+) -> Corruption:
     """The noise of one view: a time, independent masks, then chunks completed on both sides.
 
     A chunk with any masked student token has all its tokens masked, student's and teacher's. After
     completion a token of an n-token chunk is masked with probability 1 - (1 - t)^n.
     """
-    time = diffusion_time(seed, pair.record_id, view, eps=eps)
+    time = diffusion_time(seed, pair.record_id, view, eps=eps, times=times)
     drawn_S = draw_mask(pair.is_target_S, time, seed=seed, record_id=pair.record_id, view=view)
     student_C2, teacher_C2 = pair.chunks_C4[:, 2:], pair.chunks_C4[:, :2]
     is_masked_C = has_any(student_C2, drawn_S)

@@ -48,7 +48,7 @@ class ViewCounts:
     def __init__(self, examples: Examples, recipe: Recipe) -> None:
         """The recipe's lengths, models and noise seed hold for every setting counted."""
         self.examples = examples
-        self._seed, self._eps = recipe.noise.seed, recipe.noise.eps
+        self._noise = recipe.noise
         self._halves = 1 if recipe.teacher_block_size is None else 2
         self._kept: dict[tuple[int, int, float | None], Counter[str]] = {}
 
@@ -94,14 +94,16 @@ class ViewCounts:
         return self._kept[key]
 
     def _counted(self, pair: Pair, view: int, ratio: float | None) -> Counter[str]:
-        noise = corrupt(pair, seed=self._seed, view=view, eps=self._eps)
+        noise = corrupt(
+            pair, seed=self._noise.seed, view=view, eps=self._noise.eps, times=self._noise.times
+        )
         size_C = np.diff(pair.chunks_C4[noise.is_masked_C, :2], axis=1)[:, 0]
         halves = (noise.is_masked_C,)
         if ratio is not None:
             halves = split_mask(
                 noise.is_masked_C,
                 ratio=ratio,
-                seed=self._seed,
+                seed=self._noise.seed,
                 record_id=pair.record_id,
                 view=view,
             )

@@ -91,7 +91,7 @@ def _spread(pairs: Sequence[Pair], recipe: Recipe, count: int) -> list[tuple[Pai
     numbers = np.unique(np.linspace(0, last, min(count, last + 1)).round().astype(int))
     places = [divmod(int(number), noise.views) for number in numbers]
     return [
-        (pairs[i], corrupt(pairs[i], seed=noise.seed, view=view, eps=noise.eps))
+        (pairs[i], corrupt(pairs[i], seed=noise.seed, view=view, eps=noise.eps, times=noise.times))
         for i, view in places
     ]
 

@@ -135,7 +135,7 @@ def sample_shard(
         if num_rows >= _SAMPLE_ROWS:
             break
         for view in range(num_views):
-            noised = corrupt(pair, seed=noise.seed, view=view, eps=noise.eps)
+            noised = corrupt(pair, seed=noise.seed, view=view, eps=noise.eps, times=noise.times)
             targets = _random_targets(rng, pair, noised, bare)
             num_rows += int(noised.is_masked_T.sum())
             views.append(StoredView(example=len(examples), corruption=noised, targets=targets))

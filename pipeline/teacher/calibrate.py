@@ -51,7 +51,7 @@ class Reserved:
             for pair in pairs
             for one in teacher_passes(
                 pair,
-                corrupt(pair, seed=noise.seed, view=view, eps=noise.eps),
+                corrupt(pair, seed=noise.seed, view=view, eps=noise.eps, times=noise.times),
                 mask_id=self.mask_id,
                 seed=noise.seed,
                 demo_ratio=noise.demo_ratio,

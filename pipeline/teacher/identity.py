@@ -55,6 +55,7 @@ def noise_identity(recipe: Recipe) -> NoiseIdentity:
         seed=recipe.noise.seed,
         eps=recipe.noise.eps,
         demo_ratio=recipe.noise.compdemo.ratio if recipe.noise.compdemo else None,
+        times=recipe.noise.times,
     )
 
 

@@ -74,7 +74,7 @@ class ShardMaker:
         pairs = [pair for _, pair in placed]
         noise = recipe.noise
         views = [
-            (row, corrupt(pair, seed=noise.seed, view=view, eps=noise.eps))
+            (row, corrupt(pair, seed=noise.seed, view=view, eps=noise.eps, times=noise.times))
             for row, pair in enumerate(pairs)
             for view in range(item.view_start, item.view_stop)
         ]

@@ -82,3 +82,11 @@ def test_a_ledger_entry_lists_files_of_its_own_shard_only():
     for folder in ("shards/p00001-v0000-0001", "shards/p00000-v0000-0001/a/b", "ledger"):
         with pytest.raises(ValidationError, match="expected the folder"):
             LedgerEntry.model_validate(fields | {"folder": folder})
+
+
+def test_independent_times_are_another_cache_and_stratified_ones_keep_the_old_digest():
+    stratified = NoiseIdentity(seed=1, eps=1e-3, demo_ratio=None)
+    independent = NoiseIdentity(seed=1, eps=1e-3, demo_ratio=None, times="independent")
+    assert stratified.model_dump() == {"seed": 1, "eps": 1e-3, "demo_ratio": None}
+    assert NoiseIdentity.model_validate(independent.model_dump()) == independent
+    assert identity_of(noise=stratified).digest != identity_of(noise=independent).digest

@@ -73,3 +73,14 @@ def test_the_time_of_each_view_is_uniform_by_itself(view: int):
 
 def test_records_have_times_of_their_own():
     assert len({diffusion_time(0, f"r{i}", 0, eps=EPS) for i in range(1000)}) == 1000
+
+
+def test_independent_times_are_draws_of_each_view_alone():
+    times = np.array([diffusion_time(0, "r", v, eps=EPS, times="independent") for v in range(4000)])
+    uniform = (times - EPS) / (1 - EPS)
+    rank = np.arange(len(times))
+    uniform_sorted = np.sort(uniform)
+    assert np.sqrt(len(times)) * np.abs(uniform_sorted - (rank + 0.5) / len(times)).max() < 1.95
+    steps = np.diff(uniform) % 1  # stratified ones all step by the golden ratio
+    assert steps.std() > 0.2
+    assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 4 / np.sqrt(len(times))
