@@ -1,0 +1,96 @@
+"""From the tables to answers: gains with their intervals, over seeds and over files.
+
+Axes: R held-out record, G file.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from pipeline.evaluate.statistics import Interval, bootstrap_interval, paired_interval
+from pipeline.study.results import bounds, bounds_of_records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """How many nats a token a label is better than its control; above 0 is better.
+
+    over_seeds: Student's t over the paired seeds. over_files: the same mean, with a bootstrap over
+    the files that the held-out functions stand in.
+    """
+
+    label: str
+    over_seeds: Interval
+    over_files: Interval
+    accuracy: Interval
+
+
+def gains(runs: pl.DataFrame, records: pl.DataFrame, question: str) -> list[Gain]:
+    """Of every label but the control's, in the table's order; over the seeds that both have."""
+    rows = runs.filter(pl.col("question") == question)
+    control = rows.filter(pl.col("is_control"))["label"][0]
+    labels = [x for x in rows["label"].unique(maintain_order=True).to_list() if x != control]
+    return [gain(runs, records, question, label, control) for label in labels]
+
+
+def gain(
+    runs: pl.DataFrame, records: pl.DataFrame, question: str, label: str, control: str
+) -> Gain:
+    """One label against another of the same question, seed by seed."""
+    rows = runs.filter(pl.col("question") == question)
+    both = _with_seeds(rows, label).join(_with_seeds(rows, control), on="seed").sort("seed")
+    seeds = both["seed"].to_list()
+    ours, theirs = bounds(rows, question, label), bounds(rows, question, control)
+    paired = rows.filter(pl.col("seed").is_in(seeds))
+    better_R = (
+        bounds_of_records(paired, question, control) - bounds_of_records(paired, question, label)
+    ).mean(0)
+    split = rows["split"][0]
+    of_split = records.filter(pl.col("split") == split)
+    by_file = (
+        of_split.with_columns(better=pl.Series(better_R))
+        .group_by("file", maintain_order=True)
+        .agg(pl.col("better").sum(), pl.col("tokens").sum())
+    )
+    return Gain(
+        label=label,
+        over_seeds=paired_interval([theirs[s] for s in seeds], [ours[s] for s in seeds]),
+        over_files=bootstrap_interval(by_file["better"].to_numpy(), by_file["tokens"].to_numpy()),
+        accuracy=paired_interval(both["accuracy"].to_list(), both["accuracy_right"].to_list()),
+    )
+
+
+def views_to_match(
+    runs: pl.DataFrame, question: str, *, live: str = "live", prefix: str = "views "
+) -> tuple[int | None, dict[int, Interval]]:
+    """The fewest views whose student is within noise of one with a live teacher, and the excesses.
+
+    An excess is the bound minus the live one's, over paired seeds. From the number that is named
+    on, every interval includes zero or lies below it.
+    """
+    rows = runs.filter(pl.col("question") == question)
+    with_live = bounds(rows, question, live)
+    excess: dict[int, Interval] = {}
+    for label in rows["label"].unique(maintain_order=True).to_list():
+        if label.startswith(prefix):
+            cached = bounds(rows, question, label)
+            seeds = sorted(cached.keys() & with_live.keys())
+            excess[int(label.removeprefix(prefix))] = paired_interval(
+                [cached[s] for s in seeds], [with_live[s] for s in seeds]
+            )
+    found = None
+    for views in sorted(excess, reverse=True):
+        if excess[views].low > 0:
+            break
+        found = views
+    return found, excess
+
+
+def _with_seeds(rows: pl.DataFrame, label: str) -> pl.DataFrame:
+    return rows.filter(pl.col("label") == label).select("seed", "accuracy")
+
+
+def mean_bound(runs: pl.DataFrame, question: str, label: str) -> float:
+    """Over seeds."""
+    return float(np.mean(list(bounds(runs, question, label).values())))

@@ -1,0 +1,90 @@
+"""The study's results as tables: a row a run and label, and what its held-out records are.
+
+Axes: R held-out record.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.study.arms import Question
+from pipeline.study.data import file_of
+
+RUNS_FILE, RECORDS_FILE, STUDY_FILE = "runs.parquet", "records.parquet", "study.json"
+
+
+def collect(asked: Sequence[Question], output: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Every finished run of these questions, and the held-out records that they were scored on."""
+    runs: list[dict[str, Any]] = []
+    records: dict[str, pl.DataFrame] = {}
+    for question in asked:
+        for label, seed, run in (
+            (label, run.seed, run)
+            for run in question.runs()
+            for label, arm in question.arms.items()
+            if arm == run.arm
+        ):
+            path = output / "rows" / f"{run.key}.json"
+            if not path.exists():
+                continue
+            row = json.loads(path.read_text(encoding="utf-8"))
+            records.setdefault(question.split, _records(question.split, row["scores"]))
+            runs.append(_row(question, label, seed, row))
+    return pl.DataFrame(runs, infer_schema_length=None), pl.concat(records.values())
+
+
+def _row(question: Question, label: str, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+    arm, scores, cache = row["run"]["arm"], row["scores"], row["cache"]
+    bound_R, tokens_R = np.array(scores["bound_R"]), np.array(scores["tokens_R"])
+    return {
+        "question": question.name,
+        "label": label,
+        "is_control": label == question.control,
+        "seed": seed,
+        "split": question.split,
+        **{name: arm[name] for name in ("objective", "learning_rate", "steps")},
+        "settings": ", ".join(arm["settings"]),
+        **{name: arm["cache"][name] for name in arm["cache"]},
+        "bound": float(bound_R.sum() / tokens_R.sum()),
+        "accuracy": sum(scores["correct_R"]) / sum(scores["masked_R"]),
+        "nll_L": scores["nll_L"],
+        "accuracy_L": scores["accuracy_L"],
+        "seconds": row["seconds"],
+        "cache_digest": cache["digest"],
+        "cache_seconds": cache["seconds"],
+        "cache_bytes": cache["bytes"],
+        "cache_masked": cache["counts"]["num_masked"],
+        "cache_token_rows": cache["counts"]["num_token_rows"],
+        "fingerprint": scores["fingerprint"],
+        "bound_R": bound_R.astype(np.float32).tolist(),
+        **{name: row[name] for name in ("parses", "matches") if name in row},
+    }
+
+
+def _records(split: str, scores: dict[str, Any]) -> pl.DataFrame:
+    ids = cast("list[str]", scores["record_ids"])
+    return pl.DataFrame(
+        {
+            "split": [split] * len(ids),
+            "record_id": ids,
+            "file": [file_of(record_id) for record_id in ids],
+            "tokens": scores["tokens_R"],
+        }
+    )
+
+
+def bounds(runs: pl.DataFrame, question: str, label: str) -> dict[int, float]:
+    """seed -> held-out bound, nats a token."""
+    rows = runs.filter((pl.col("question") == question) & (pl.col("label") == label))
+    return dict(zip(rows["seed"].to_list(), rows["bound"].to_list(), strict=True))
+
+
+def bounds_of_records(runs: pl.DataFrame, question: str, label: str) -> NDArray[np.float64]:
+    """[seed, R]: what each record adds to the bound, in nats, seeds in ascending order."""
+    rows = runs.filter((pl.col("question") == question) & (pl.col("label") == label)).sort("seed")
+    return np.array(rows["bound_R"].to_list(), dtype=np.float64)
