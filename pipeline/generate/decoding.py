@@ -9,6 +9,13 @@ from storage_schemas.errors import RecipeError
 Remasking = Literal["low_confidence", "random"]
 
 
+def checked_remasking(name: str) -> Remasking:
+    """A name from outside as one of ours."""
+    if name not in ("low_confidence", "random"):
+        raise RecipeError(f"expected remasking 'low_confidence' or 'random', got {name!r}")
+    return name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
     """Settings of one decoding; settings that make no sense are a RecipeError.
@@ -36,10 +43,6 @@ class Decoding:
             raise RecipeError(
                 f"expected at most as many steps a block as it has tokens, {self.block_size}, got "
                 f"{self.steps_per_block}: a step decides at least one token"
-            )
-        if self.remasking not in ("low_confidence", "random"):
-            raise RecipeError(
-                f"expected remasking 'low_confidence' or 'random', got {self.remasking!r}"
             )
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise RecipeError(f"expected a threshold in (0, 1], got {self.threshold}")

@@ -84,6 +84,12 @@ def generate(
     return [done[place] for place in range(len(prompts))]
 
 
+def longest_prompt(model: PreTrainedModel, decoding: Decoding) -> int | None:
+    """How many tokens a prompt may have, so that the model has positions for its response too."""
+    limit = cast("int | None", getattr(model.config, "max_position_embeddings", None))
+    return None if limit is None else limit - decoding.max_new_tokens
+
+
 def _begin(
     model: PreTrainedModel,
     prompts: Sequence[Ints],
@@ -91,13 +97,12 @@ def _begin(
     mask_id: int,
     names: Sequence[str] | None,
 ) -> list[Draft]:
-    longest = max(map(len, prompts)) + decoding.max_new_tokens
-    limit = cast("int | None", getattr(model.config, "max_position_embeddings", None))
+    limit, longest = longest_prompt(model, decoding), max(map(len, prompts))
     if limit is not None and longest > limit:
         raise RecipeError(
-            f"expected prompt and response of at most {limit} tokens together, the model's "
-            f"positions, got a prompt of {longest - decoding.max_new_tokens} and max_new_tokens = "
-            f"{decoding.max_new_tokens}; shorten one of them"
+            f"expected prompts of at most {limit} tokens, as many as the model's positions leave "
+            f"with max_new_tokens = {decoding.max_new_tokens}, got one of {longest}; shorten it, "
+            f"or ask for fewer tokens"
         )
     names = _names(prompts) if names is None else names
     assert len(names) == len(prompts), "one name a prompt"
