@@ -189,6 +189,61 @@ def sweep(
 
 
 @app.command()
+def generate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A saved student: a folder, or a Hub name.")
+    ],
+    prompt: Annotated[str | None, typer.Option(help="One question; its response is shown.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Lines of JSON, each with 'prompt' or 'messages'.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the responses to --prompts go, as lines of JSON.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Response tokens at most, each.")] = 256,
+    steps: Annotated[
+        int | None, typer.Option(help="Unmasking steps a block; one a token without.")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="If the checkpoint has no recipe.json that says it.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Also keep each token at least this certain: fewer steps.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    remasking: Annotated[
+        str, typer.Option(help="What stays in a step: low_confidence or random.")
+    ] = "low_confidence",
+    seed: Annotated[int, typer.Option(help="Of random numbers, where there are any.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Let a student write: to one prompt on the terminal, or to a file of them."""
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("expected one of --prompt and --prompts")
+    if output is not None and prompts is None:
+        raise typer.BadParameter("--output needs --prompts")
+    from pipeline.cli.generate import load, show_response, write_responses
+    from pipeline.generate.decoding import Decoding, checked_remasking
+
+    student = load(checkpoint, block_size=block_size, device=device, dtype=dtype)
+    decoding = Decoding(
+        max_new_tokens=max_new_tokens,
+        block_size=student.block_size,
+        steps_per_block=student.block_size if steps is None else steps,
+        remasking=checked_remasking(remasking),
+        threshold=threshold,
+        temperature=temperature,
+        seed=seed,
+    )
+    if prompt is not None:
+        show_response(student, prompt, decoding)
+    elif prompts is not None:
+        write_responses(student, prompts, decoding, output=output, batch_size=batch_size)
+
+
+@app.command()
 def inspect(
     cache: CacheAddress,
     record: Annotated[str | None, typer.Option(help="Id of one record to look at.")] = None,

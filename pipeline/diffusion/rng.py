@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Stream = Literal["time", "mask", "compdemo", "reserve", "fidelity"]
+Stream = Literal["time", "mask", "compdemo", "reserve", "fidelity", "token", "remask"]
 
 
 def uniforms_for(

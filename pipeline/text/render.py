@@ -55,6 +55,13 @@ def render(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Rendered:
     )
 
 
+def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Ints:
+    """The prompt of a response that is still to come: the ids that training puts before it."""
+    to_come = Message(role="assistant", content=_SENTINEL)
+    prompt = normalize((*messages, to_come))[:-1]
+    return tokenizer.encode(tokenizer.chat_text(prompt, add_generation_prompt=True))
+
+
 def normalize(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The messages with NFC contents; refuses a conversation that has no response to learn."""
     for message in messages:

@@ -1,0 +1,1 @@
+"""Block diffusion run backwards: a student writes a response, block after block."""
