@@ -5,7 +5,6 @@ Several processes may share the work: each takes the runs that no other has begu
 
 import fcntl
 import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,37 +14,44 @@ import torch
 import typer
 from transformers.utils import logging as transformers_logging
 
+from pipeline.study.arms import Question
+from pipeline.study.bodies import write_bodies_of
+from pipeline.study.publish import publish as publish_study
 from pipeline.study.questions import questions
+from pipeline.study.results import headline
 from pipeline.study.run import run_one
 
 
 def main(
     output: Path,
     only: Annotated[str | None, typer.Option(help="Only questions that begin so.")] = None,
+    publish: Annotated[
+        Path | None, typer.Option(help="Then write tables, answers and pictures into this folder.")
+    ] = None,
 ) -> None:
-    """Answer the questions."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    """Answer the study's questions."""
+    torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("pipeline").setLevel(logging.ERROR)
-    output = output.resolve()
-    for question in questions():
-        if only is not None and not question.name.startswith(only):
-            continue
-        for run in question.runs():
-            label = next(name for name, arm in question.arms.items() if arm == run.arm)
-            with _taken(output / "taken" / run.key) as is_mine:
-                if not is_mine:
-                    continue
-                row = run_one(run, output)
-            scores = row["scores"]
-            bound = sum(scores["bound_R"]) / sum(scores["tokens_R"])
-            accuracy = sum(scores["correct_R"]) / sum(scores["masked_R"])
-            print(
-                f"{question.name:12} {run.seed:5} {label:28} {bound:.4f} {accuracy:.4f} "
-                f"{row['seconds']:.0f} s",
-                flush=True,
-            )
+    output, asked = output.resolve(), questions()
+    for question in asked:
+        if only is None or question.name.startswith(only):
+            _answer(question, output)
+    if publish is not None:
+        publish_study(asked, output, publish)
+
+
+def _answer(question: Question, output: Path) -> None:
+    for label, run in question.runs():
+        with _taken(output / "taken" / run.key) as is_mine:
+            if not is_mine:
+                continue
+            row = run_one(run, output)
+            if question.name.startswith("objectives"):
+                row |= write_bodies_of(run, output)
+        shown = {"question": question.name, "seed": run.seed, "label": label, **headline(row)}
+        print("  ".join(str(value) for value in shown.values()), flush=True)
 
 
 @contextmanager

@@ -68,12 +68,12 @@ class Question:
     control: str
     arms: dict[str, Arm] = field(default_factory=dict[str, Arm])
 
-    def runs(self) -> list[Run]:
-        """Seed by seed, so that a study that is stopped has whole comparisons."""
+    def runs(self) -> list[tuple[str, Run]]:
+        """With their labels, seed by seed, so that a stopped study has whole comparisons."""
         return [
-            Run(arm=arm, seed=seed, split=self.split)
+            (label, Run(arm=arm, seed=seed, split=self.split))
             for seed in self.seeds
-            for arm in self.arms.values()
+            for label, arm in self.arms.items()
         ]
 
 

@@ -2,63 +2,240 @@
 
 Settings are chosen by the tuning questions, on validation files and seeds of their own; the others
 use what was chosen (`CHOSEN`), new seeds and the test files, which nothing saw before.
+
+The primary metric, named before the runs: held-out likelihood for the forward objectives; masked
+accuracy and what is written (share that parses, token match) for the reverse ones, which seek modes
+and may cost likelihood.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
 
-from pipeline.study.arms import Arm, CacheArm, Question
+from pipeline.study.arms import BATCH, Arm, CacheArm, Pipeline, Question
 
 RECORDS, VIEWS, STEPS = 96, 8, 48
 """Of one seed; every view is read once."""
 
-TUNING_SEEDS = (1000, 1001)
+FEW_RECORDS, READS = 24, 32
+"""Where views are counted: each record is read so many times, under old noise or new."""
+
+TUNING_SEEDS, SEEDS = (1000,), (0, 1, 2, 3, 4)
 RATES = (1e-4, 3e-4, 1e-3)
 
-_A = CacheArm(pipeline="A", records=RECORDS, views=VIEWS, targets="chunks")
-_A_DEMO = CacheArm(pipeline="A", records=RECORDS, views=VIEWS, targets="chunks", compdemo=0.5)
-_B = CacheArm(pipeline="B", records=RECORDS, views=VIEWS, targets="sketch 0.15")
-_B_DEMO = CacheArm(pipeline="B", records=RECORDS, views=VIEWS, targets="sketch 0.15", compdemo=0.5)
+Tried = tuple[str, str, float | None]  # objective, label, temperature
 
+TRIED: Mapping[Pipeline, tuple[Tried, ...]] = {
+    "A": (
+        ("masked_nll", "CE", None),
+        *(("calm", f"CALM T={t}", float(t)) for t in (1, 2, 5)),
+        *(("reverse_calm", f"Reverse CALM T={t}", float(t)) for t in (1, 2, 5)),
+        *(("calm_tidal", f"TIDAL-CALM T={t}", float(t)) for t in (2, 5)),
+    ),
+    "B": (
+        ("masked_nll", "CE", None),
+        *(("forward_kl", f"KL T={t}", float(t)) for t in (1, 2)),
+        ("reverse_kl", "reverse KL T=1", 1.0),
+        *(("tidal_kl", f"TIDAL T={t}", float(t)) for t in (1, 2)),
+    ),
+}
 
-def tuning() -> list[Question]:
-    """Every setting that was tried; the control has as many rates as the objectives."""
-    tried_b = {
-        "CE": (_B, "masked_nll", ()),
-        "KL T=1": (_B, "forward_kl", ("temperature=1.0",)),
-        "KL T=2": (_B, "forward_kl", ("temperature=2.0",)),
-        "reverse KL T=1": (_B, "reverse_kl", ("temperature=1.0",)),
-        "TIDAL T=1": (_B, "tidal_kl", ("temperature=1.0",)),
-        "TIDAL T=2": (_B, "tidal_kl", ("temperature=2.0",)),
-    }
-    tried_a = {
-        "CE": (_A, "masked_nll", ()),
-        **{f"CALM T={t}": (_A, "calm", (f"temperature={t}.0",)) for t in (1, 2, 5)},
-        **{f"Reverse CALM T={t}": (_A, "reverse_calm", (f"temperature={t}.0",)) for t in (1, 2, 5)},
-        **{f"TIDAL-CALM T={t}": (_A, "calm_tidal", (f"temperature={t}.0",)) for t in (2, 5)},
-    }
-    return [_tuning("tuning B", tried_b, RATES), _tuning("tuning A", tried_a, RATES)]
+CHOSEN: Mapping[Pipeline, Mapping[str, tuple[float | None, float]]] = {
+    "A": {
+        "masked_nll": (None, 3e-4),
+        "calm": (2.0, 3e-4),
+        "reverse_calm": (5.0, 3e-4),
+        "calm_tidal": (5.0, 3e-4),
+    },
+    "B": {
+        "masked_nll": (None, 3e-4),
+        "forward_kl": (1.0, 1e-3),
+        "reverse_kl": (1.0, 1e-3),
+        "tidal_kl": (1.0, 1e-3),
+    },
+}
+"""By objective: temperature and learning rate, the best of each on the validation files."""
 
+BEST: Mapping[Pipeline, str] = {"A": "calm", "B": "forward_kl"}
+"""The objective that the questions about caches are asked with."""
 
-def _tuning(
-    name: str, tried: dict[str, tuple[CacheArm, str, tuple[str, ...]]], rates: Iterable[float]
-) -> Question:
-    arms = {
-        f"{label}, {rate:g}": Arm(
-            cache=cache, objective=objective, settings=settings, learning_rate=rate, steps=STEPS
-        )
-        for rate in rates
-        for label, (cache, objective, settings) in tried.items()
-    }
-    return Question(
-        name=name,
-        asks="which temperature and rate",
-        split="validation",
-        seeds=TUNING_SEEDS,
-        control="CE, 0.0003",
-        arms=arms,
-    )
+_TARGETS: Mapping[Pipeline, Literal["chunks", "sketch 0.15"]] = {"A": "chunks", "B": "sketch 0.15"}
 
 
 def questions() -> list[Question]:
     """All of them, in order."""
-    return [*tuning()]
+    return [
+        tuning("B"),
+        tuning("A"),
+        objectives("B"),
+        objectives("A"),
+        views("B"),
+        targets(),
+        temperature(),
+        axes(),
+        times("B"),
+        views("A"),
+        ratio(),
+    ]
+
+
+def tuning(pipeline: Pipeline) -> Question:
+    """Every setting that was tried; the control has as many rates as the objectives."""
+    return Question(
+        name=f"tuning {pipeline}",
+        asks="which temperature and learning rate each objective gets",
+        split="validation",
+        seeds=TUNING_SEEDS,
+        control=f"CE, {RATES[0]:g}",
+        arms={
+            f"{label}, {rate:g}": _arm(
+                pipeline, objective, temperature=temperature, learning_rate=rate
+            )
+            for rate in RATES
+            for objective, label, temperature in TRIED[pipeline]
+        },
+    )
+
+
+def objectives(pipeline: Pipeline) -> Question:
+    """The main comparison: same start, steps and views, each at the rate that suits it best."""
+    arms = {
+        "A": {
+            "CE only": chosen("A", "masked_nll"),
+            "CALM": chosen("A", "calm"),
+            "Reverse CALM": chosen("A", "reverse_calm"),
+            "TIDAL-CALM + CompDemo": chosen("A", "calm_tidal", compdemo=0.5),
+        },
+        "B": {
+            "CE only": chosen("B", "masked_nll"),
+            "KL": chosen("B", "forward_kl"),
+            "reverse KL": chosen("B", "reverse_kl"),
+            "TIDAL": chosen("B", "tidal_kl"),
+            "TIDAL + CompDemo": chosen("B", "tidal_kl", compdemo=0.5),
+        },
+    }
+    return _test_question(
+        f"objectives {pipeline}", "does the teacher help, and by which objective", arms[pipeline]
+    )
+
+
+def views(pipeline: Pipeline) -> Question:
+    """From one view, read again and again, to noise that is never seen twice."""
+    best = chosen(pipeline, BEST[pipeline])
+    cache = replace(best.cache, records=FEW_RECORDS)
+    live = replace(cache, views=READS, targets="chunks" if pipeline == "A" else "exact")
+    arms = {
+        f"views {number}": replace(best, cache=replace(cache, views=number))
+        for number in (1, 2, 4, 8, 16)
+    }
+    return _test_question(
+        f"views {pipeline}",
+        "how many views a record equal a live teacher",
+        {"live": replace(best, cache=live), **arms},
+    )
+
+
+def targets() -> Question:
+    """What is kept of a row: everything, sketches, a top k."""
+    best = chosen("B", BEST["B"])
+    kinds = ("exact", "sketch 0.15", "sketch 0.05", "top 64 even", "top 8 even", "top 8 mean logit")
+    return _test_question(
+        "targets",
+        "what the student loses by sparse targets",
+        {kind: replace(best, cache=replace(best.cache, targets=kind)) for kind in kinds},
+        seeds=SEEDS[:3],
+    )
+
+
+def temperature() -> Question:
+    """T of Reverse CALM, whose threshold on the teacher's probability is 0.5^T."""
+    mine, rate = CHOSEN["A"]["reverse_calm"]
+    assert mine is not None, "Reverse CALM has a temperature"
+    others = [t for t in (1.0, 2.0, 5.0, 10.0) if t != mine]
+    return _test_question(
+        "knob: T in Reverse CALM",
+        "where the threshold 0.5^T should lie",
+        {
+            f"T = {t:g}, threshold {0.5**t:.3g}": _arm(
+                "A", "reverse_calm", temperature=t, learning_rate=rate
+            )
+            for t in (mine, *others)
+        },
+    )
+
+
+def axes() -> Question:
+    """TIDAL's two axes and one of them alone."""
+    both = chosen("B", "tidal_kl")
+    arms = {"both axes": both} | {
+        f"{axis} alone": replace(both, settings=(*both.settings, f"tidal.axes={axis}"))
+        for axis in ("training", "timestep")
+    }
+    return _test_question("knob: TIDAL's axes", "which of them helps", arms)
+
+
+def times(pipeline: Pipeline) -> Question:
+    """The times of a record's views: spread out, or drawn independently."""
+    best = chosen(pipeline, BEST[pipeline])
+    return _test_question(
+        f"knob: times of a record's views, {pipeline}",
+        "does it help to spread them",
+        {
+            "stratified": best,
+            "independent": replace(best, cache=replace(best.cache, times="independent")),
+        },
+    )
+
+
+def ratio() -> Question:
+    """CompDemo's share of shown positions, and none."""
+    arms = {
+        f"ratio {share:g}": chosen("B", "tidal_kl", compdemo=share) for share in (0.5, 0.25, 0.75)
+    }
+    return _test_question(
+        "knob: CompDemo's ratio",
+        "how much a pass should be shown",
+        {**arms, "no CompDemo": chosen("B", "tidal_kl")},
+        seeds=SEEDS[:3],
+    )
+
+
+def chosen(pipeline: Pipeline, objective: str, *, compdemo: float | None = None) -> Arm:
+    """An objective at its chosen temperature and rate."""
+    temperature, rate = CHOSEN[pipeline][objective]
+    return _arm(pipeline, objective, temperature=temperature, learning_rate=rate, compdemo=compdemo)
+
+
+def _arm(
+    pipeline: Pipeline,
+    objective: str,
+    *,
+    temperature: float | None,
+    learning_rate: float,
+    compdemo: float | None = None,
+) -> Arm:
+    return Arm(
+        cache=CacheArm(
+            pipeline=pipeline,
+            records=RECORDS,
+            views=VIEWS,
+            targets=_TARGETS[pipeline],
+            compdemo=compdemo,
+        ),
+        objective=objective,
+        settings=() if temperature is None else (f"temperature={temperature}",),
+        learning_rate=learning_rate,
+        steps=STEPS,
+    )
+
+
+def _test_question(
+    name: str, asks: str, arms: dict[str, Arm], *, seeds: tuple[int, ...] = SEEDS
+) -> Question:
+    """Its control is the first arm."""
+    return Question(
+        name=name, asks=asks, split="test", seeds=seeds, control=next(iter(arms)), arms=arms
+    )
+
+
+assert STEPS * BATCH == RECORDS * VIEWS == FEW_RECORDS * READS, "every question has equal steps"

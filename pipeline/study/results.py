@@ -23,24 +23,31 @@ def collect(asked: Sequence[Question], output: Path) -> tuple[pl.DataFrame, pl.D
     runs: list[dict[str, Any]] = []
     records: dict[str, pl.DataFrame] = {}
     for question in asked:
-        for label, seed, run in (
-            (label, run.seed, run)
-            for run in question.runs()
-            for label, arm in question.arms.items()
-            if arm == run.arm
-        ):
+        for label, run in question.runs():
             path = output / "rows" / f"{run.key}.json"
             if not path.exists():
                 continue
             row = json.loads(path.read_text(encoding="utf-8"))
+            bodies = path.with_name(f"{run.key}.bodies.json")
+            if bodies.exists():
+                row |= json.loads(bodies.read_text(encoding="utf-8"))
             records.setdefault(question.split, _records(question.split, row["scores"]))
-            runs.append(_row(question, label, seed, row))
+            runs.append(_row(question, label, run.seed, row))
     return pl.DataFrame(runs, infer_schema_length=None), pl.concat(records.values())
+
+
+def headline(row: dict[str, Any]) -> dict[str, float]:
+    """A run's bound, nats a token; masked accuracy; and of the bodies it wrote, if it did."""
+    scores = row["scores"]
+    return {
+        "bound": sum(scores["bound_R"]) / sum(scores["tokens_R"]),
+        "accuracy": sum(scores["correct_R"]) / sum(scores["masked_R"]),
+        **{name: row[name] for name in ("parses", "matches") if name in row},
+    }
 
 
 def _row(question: Question, label: str, seed: int, row: dict[str, Any]) -> dict[str, Any]:
     arm, scores, cache = row["run"]["arm"], row["scores"], row["cache"]
-    bound_R, tokens_R = np.array(scores["bound_R"]), np.array(scores["tokens_R"])
     return {
         "question": question.name,
         "label": label,
@@ -50,8 +57,7 @@ def _row(question: Question, label: str, seed: int, row: dict[str, Any]) -> dict
         **{name: arm[name] for name in ("objective", "learning_rate", "steps")},
         "settings": ", ".join(arm["settings"]),
         **{name: arm["cache"][name] for name in arm["cache"]},
-        "bound": float(bound_R.sum() / tokens_R.sum()),
-        "accuracy": sum(scores["correct_R"]) / sum(scores["masked_R"]),
+        **headline(row),
         "nll_L": scores["nll_L"],
         "accuracy_L": scores["accuracy_L"],
         "seconds": row["seconds"],
@@ -61,8 +67,7 @@ def _row(question: Question, label: str, seed: int, row: dict[str, Any]) -> dict
         "cache_masked": cache["counts"]["num_masked"],
         "cache_token_rows": cache["counts"]["num_token_rows"],
         "fingerprint": scores["fingerprint"],
-        "bound_R": bound_R.astype(np.float32).tolist(),
-        **{name: row[name] for name in ("parses", "matches") if name in row},
+        "bound_R": np.array(scores["bound_R"], dtype=np.float32).tolist(),
     }
 
 

@@ -16,6 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from pipeline.config.models import StudentConfig
 from pipeline.config.recipe import Recipe, parse_recipe
 from pipeline.demo.corpus import ASSETS, write_jsonl
 from pipeline.evaluate.heldout import HeldOut, evaluate_held_out
@@ -66,7 +69,7 @@ def run_one(run: Run, output: Path) -> dict[str, Any]:
         "metrics": summary.metrics,
         "scores": score_fields(scores),
     }
-    _write(path, row)
+    write_json(path, row)
     for checkpoint in Path(recipe.train.output).glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return row
@@ -91,7 +94,7 @@ def make_cache(arm: CacheArm, seed: int, output: Path) -> dict[str, Any]:
             "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
             "counts": summary.counts.model_dump(mode="json"),
         }
-        _write(about, row)
+        write_json(about, row)
         return row
 
 
@@ -141,6 +144,11 @@ def student_recipe(arm: Arm, seed: int, output: Path) -> Recipe:
     return parse_recipe(recipe.model_dump(mode="json"), where=name, overrides=overrides)
 
 
+def student_folder(run: Run, output: Path) -> Path:
+    """Where a run's student is."""
+    return output / "students" / f"{run.arm.key}-{run.seed}"
+
+
 def cache_name(arm: CacheArm, seed: int) -> str:
     """The folder of an arm's cache under a seed."""
     return f"{digest(asdict(arm))}-{seed}"
@@ -153,14 +161,14 @@ def score(model: Path, run: Run) -> HeldOutScores:
 
 def score_model(path: Path, masks: HeldOut) -> HeldOutScores:
     """The scores of any model that reads as the student does."""
-    tokenizer = student_tokenizer()
-    recipe = cache_recipe(
-        CacheArm(pipeline="A", records=1, views=1, targets="chunks"), 0, Path("unused")
-    )
-    model = load_student(recipe.student.model_copy(update={"model": str(path)}))
     return evaluate_held_out(
-        model, masks, mask_id=tokenizer.mask_id, block_size=recipe.student.block_size
+        load_model(path), masks, mask_id=student_tokenizer().mask_id, block_size=BLOCK_SIZE
     )
+
+
+def load_model(path: Path) -> PreTrainedModel:
+    """A saved student, or a teacher that reads as the student does."""
+    return load_student(StudentConfig(model=str(path), length=LENGTH, block_size=BLOCK_SIZE))
 
 
 def score_fields(scores: HeldOutScores) -> dict[str, Any]:
@@ -188,7 +196,8 @@ def _reserves(targets: Targets) -> bool:
     return targets.startswith("sketch") or targets.endswith("mean logit")
 
 
-def _write(path: Path, row: dict[str, Any]) -> None:
+def write_json(path: Path, row: dict[str, Any]) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.write_text(json.dumps(row), encoding="utf-8")

@@ -70,9 +70,7 @@ def _worth(
     backend = TransformersBackend.load(config, block_size=block_size)
     pairs = [_pair(record, tokenizer, block_size) for record in records]
     views = [
-        (pair, _noise(pair, index, level))
-        for pair in pairs
-        for index, level in enumerate(LEVELS)
+        (pair, _noise(pair, index, level)) for pair in pairs for index, level in enumerate(LEVELS)
     ]
     answers = answer_views(
         backend, views, mask_id=tokenizer.mask_id, seed=_SEED, demo_ratio=None, keep=KeepChunks()
@@ -83,9 +81,7 @@ def _worth(
     ) / len(LEVELS)
     tokens = sum(len(pair.chunks_C4) for pair in pairs)
     size = sum(len(record.messages[-1].content.encode()) for record in records)
-    return Worth(
-        nats_per_byte=nats / size, nats_per_token=nats / tokens, tokens=tokens, bytes=size
-    )
+    return Worth(nats_per_byte=nats / size, nats_per_token=nats / tokens, tokens=tokens, bytes=size)
 
 
 def _noise(pair: Pair, index: int, level: float) -> Corruption:

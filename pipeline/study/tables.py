@@ -1,0 +1,179 @@
+"""The answers as tables in Markdown, put between markers of a page that people wrote."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.evaluate.statistics import Interval
+from pipeline.study.answers import Gain, gains, mean_bound, views_to_match
+from pipeline.study.arms import BATCH
+
+
+def fill_page(page: str, tables: dict[str, str]) -> str:
+    """The page, with each table between its markers `<!-- table NAME -->` and `<!-- end -->`."""
+
+    def filled(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{tables[match[1]]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table ([\w-]+) -->\n.*?<!-- end -->", filled, page, flags=re.DOTALL)
+
+
+def all_tables(runs: pl.DataFrame, records: pl.DataFrame, worth: dict[str, Any]) -> dict[str, str]:
+    """Every table of the page, by name."""
+    found = {"worth": worth_table(worth)} | {
+        f"objectives-{letter}": objectives_table(runs, records, f"objectives {letter}")
+        for letter in "AB"
+    }
+    found |= {f"tuning-{letter}": tuning_table(runs, f"tuning {letter}") for letter in "AB"}
+    found |= {f"views-{letter}": views_table(runs, f"views {letter}") for letter in "AB"}
+    found["targets"] = targets_table(runs, records)
+    found["knobs"] = "\n\n".join(
+        f"**{name}**\n\n{knob_table(runs, records, name)}"
+        for name in runs["question"].unique(maintain_order=True)
+        if name.startswith("knob")
+    )
+    return found
+
+
+def worth_table(worth: dict[str, Any]) -> str:
+    """Likelihood of the start and of the teachers, where tokens do not compare."""
+    lines = [
+        "| model | test files: nats a byte | nats a token of its own | validation: nats a byte |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, test in worth["test"].items():
+        other = worth["validation"][name]
+        lines.append(
+            f"| {name} | {test['nats_per_byte']:.3f} | {test['nats_per_token']:.3f} | "
+            f"{other['nats_per_byte']:.3f} |"
+        )
+    sizes = f"{worth['test'][next(iter(worth['test']))]['bytes']:,}"
+    return "\n".join(
+        [*lines, "", f"{sizes} bytes of test text, those that every model reads whole."]
+    )
+
+
+def objectives_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -> str:
+    """Every objective against the control: likelihood, accuracy, and what is written."""
+    rows = runs.filter(pl.col("question") == question)
+    control = rows.filter(pl.col("is_control"))["label"][0]
+    by_label = {gain.label: gain for gain in gains(runs, records, question)}
+    lines = [
+        "| objective | settings, rate | bound, nats a token | gain over seeds (p) | over files | "
+        "accuracy, % | gain, points | parses, % | token match, % |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for label in rows["label"].unique(maintain_order=True):
+        mine = rows.filter(pl.col("label") == label)
+        gain = by_label.get(label)
+        lines.append(
+            f"| {label} | {_settings(mine)} | {mean_bound(runs, question, label):.4f} | "
+            f"{'(control)' if gain is None else _with_p(gain.over_seeds)} | "
+            f"{'' if gain is None else _interval(gain.over_files)} | "
+            f"{100 * _mean(mine, 'accuracy'):.2f} | "
+            f"{'' if gain is None else _interval(gain.accuracy, 100, 2)} | "
+            f"{100 * _mean(mine, 'parses'):.1f} | {100 * _mean(mine, 'matches'):.1f} |"
+        )
+    num = rows.filter(pl.col("label") == control).height
+    return "\n".join([*lines, "", f"{num} seeds; brackets are 95 % intervals."])
+
+
+def tuning_table(runs: pl.DataFrame, question: str) -> str:
+    """Validation bounds of all that was tried: a row a setting, a column a learning rate."""
+    rows = runs.filter(pl.col("question") == question).with_columns(
+        what=pl.col("label").str.split(", ").list.first()
+    )
+    rates = sorted(rows["learning_rate"].unique())
+    lines = [
+        "| tried | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "| --- |" + " --- |" * len(rates),
+    ]
+    for what in rows["what"].unique(maintain_order=True):
+        cells = [
+            _mean(rows.filter((pl.col("what") == what) & (pl.col("learning_rate") == rate)))
+            for rate in rates
+        ]
+        best = np.nanmin(cells)
+        shown = [f"**{cell:.4f}**" if cell == best else f"{cell:.4f}" for cell in cells]
+        lines.append(f"| {what} | " + " | ".join(shown) + " |")
+    seeds = rows["seed"].n_unique()
+    return "\n".join([*lines, "", f"Mean over {seeds} seed{'s' if seeds > 1 else ''}."])
+
+
+def views_table(runs: pl.DataFrame, question: str) -> str:
+    """How far each number of views is from a live teacher."""
+    found, excess = views_to_match(runs, question)
+    rows = runs.filter(pl.col("question") == question)
+    lines = ["| views a record | times each is read | bound | above the live teacher |"]
+    lines.append("| --- | --- | --- | --- |")
+    for views, above in sorted(excess.items()):
+        mine = rows.filter(pl.col("label") == f"views {views}")
+        reads = mine["steps"][0] * BATCH / (mine["records"][0] * views)
+        mark = " (within noise from here on)" if views == found else ""
+        lines.append(f"| {views}{mark} | {reads:g} | {_mean(mine):.4f} | {_with_p(above)} |")
+    lines.append(f"| live | 1 | {mean_bound(runs, question, 'live'):.4f} | |")
+    return "\n".join(lines)
+
+
+def targets_table(runs: pl.DataFrame, records: pl.DataFrame) -> str:
+    """What is kept of a row, its bytes, and what that does to the student."""
+    question = "targets"
+    lines = [
+        "| kept of a row | bytes a position | bound | gain over exact rows, over seeds (p) | "
+        "over files |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    by_label = {gain.label: gain for gain in gains(runs, records, question)}
+    rows = runs.filter(pl.col("question") == question)
+    for label in rows["label"].unique(maintain_order=True):
+        mine = rows.filter(pl.col("label") == label)
+        size = float((mine["cache_bytes"] / mine["cache_token_rows"]).mean() or 0)  # pyright: ignore[reportArgumentType]
+        gain = by_label.get(label)
+        lines.append(
+            f"| {label} | {size:,.0f} | {_mean(mine):.4f} | "
+            f"{'' if gain is None else _with_p(gain.over_seeds)} | "
+            f"{'' if gain is None else _interval(gain.over_files)} |"
+        )
+    return "\n".join(lines)
+
+
+def knob_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -> str:
+    """One knob: each value against the recipes' own."""
+    lines = ["| value | bound | gain over the first, over seeds (p) | over files |"]
+    lines.append("| --- | --- | --- | --- |")
+    by_label = {gain.label: gain for gain in gains(runs, records, question)}
+    for label in runs.filter(pl.col("question") == question)["label"].unique(maintain_order=True):
+        gain = by_label.get(label)
+        lines.append(
+            f"| {label} | {mean_bound(runs, question, label):.4f} | "
+            f"{'' if gain is None else _with_p(gain.over_seeds)} | "
+            f"{'' if gain is None else _interval(gain.over_files)} |"
+        )
+    return "\n".join(lines)
+
+
+def best_of(found: Sequence[Gain]) -> Gain:
+    """The one that gains most, on average over seeds."""
+    return max(found, key=lambda gain: gain.over_seeds.mean)
+
+
+def _settings(rows: pl.DataFrame) -> str:
+    settings = rows["settings"][0].replace("temperature=", "T = ").replace(".0", "")
+    return ", ".join(filter(None, [settings, f"{rows['learning_rate'][0]:g}"]))
+
+
+def _mean(rows: pl.DataFrame, column: str = "bound") -> float:
+    return float(np.mean(rows[column].to_list())) if column in rows.columns else float("nan")
+
+
+def _interval(interval: Interval, scale: float = 1, digits: int = 4) -> str:
+    low, mean, high = (scale * value for value in (interval.low, interval.mean, interval.high))
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _with_p(interval: Interval) -> str:
+    p = "< 0.001" if interval.p_value < 0.001 else f"{interval.p_value:.3f}"
+    return f"{_interval(interval)} ({p})"
