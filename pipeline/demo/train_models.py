@@ -80,6 +80,14 @@ PLANS = {
         experts=None,
         phases=(Phase("ar", 1_500_000), Phase("diffusion", 1_500_000)),
     ),
+    # Not bundled: the study's start, a student that has just begun to read masked text.
+    "student-early": Plan(
+        tokenizer="tokenizer-student",
+        attention="block",
+        shape={"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384},
+        experts=None,
+        phases=(Phase("ar", 1_000_000), Phase("diffusion", 250_000)),
+    ),
     "teacher-a": Plan(
         tokenizer="tokenizer-teacher-a",
         attention="full",
@@ -328,13 +336,15 @@ def train_phase(
     }
 
 
-def train(name: str) -> Path:
-    """Train what is missing of one bundled model, saved in bfloat16 beside its tokenizer."""
-    plan, folder = PLANS[name], ASSETS / name
+def train(name: str, folder: Path) -> Path:
+    """Train what is missing of one model in its folder; in bfloat16, beside its tokenizer."""
+    plan = PLANS[name]
+    done = finished_phases(folder)
+    if len(done) == len(plan.phases):
+        return folder
     tokenizer = ChatTokenizer.load(str(ASSETS / plan.tokenizer))
     texts = read_texts(tokenizer)
     print(f"{len(texts):,} texts, {sum(len(t.ids) for t in texts):,} tokens", flush=True)
-    done = finished_phases(folder)
     model = load_model(folder) if done else make_model(plan, tokenizer)
     routers = Routers(model, plan)
     for number in range(len(done), len(plan.phases)):
@@ -383,4 +393,4 @@ def save_model(
 
 
 if __name__ == "__main__":
-    print(train(sys.argv[1]))
+    print(train(sys.argv[1], ASSETS / sys.argv[1]))

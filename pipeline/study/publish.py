@@ -15,6 +15,7 @@ from pipeline.study.answers import gains, views_to_match
 from pipeline.study.arms import Question
 from pipeline.study.plots import draw_study
 from pipeline.study.results import RECORDS_FILE, RUNS_FILE, STUDY_FILE, collect
+from pipeline.study.run import start_folder
 from pipeline.study.tables import all_tables, fill_page
 from pipeline.study.worth import worth_of_models
 
@@ -28,7 +29,11 @@ def publish(asked: list[Question], output: Path, root: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     runs.write_parquet(results / RUNS_FILE, compression="zstd")
     records.write_parquet(results / RECORDS_FILE, compression="zstd")
-    study = {"facts": _facts(runs), "worth": _worth(), "answers": answers(runs, records)}
+    study = {
+        "facts": _facts(runs),
+        "worth": _worth(start_folder(output)),
+        "answers": answers(runs, records),
+    }
     text = json.dumps(study, indent=1) + "\n"
     (results / STUDY_FILE).write_text(text, encoding="utf-8")
     draw_study(runs, records, root / PICTURE)
@@ -66,9 +71,9 @@ def answers(runs: pl.DataFrame, records: pl.DataFrame) -> dict[str, Any]:
     return found
 
 
-def _worth() -> dict[str, Any]:
+def _worth(start: Path) -> dict[str, Any]:
     return {
-        split: {name: asdict(worth) for name, worth in worth_of_models(split).items()}
+        split: {name: asdict(worth) for name, worth in worth_of_models(split, start).items()}
         for split in ("validation", "test")
     }
 

@@ -21,7 +21,9 @@ FEW_RECORDS, READS = 24, 32
 """Where views are counted: each record is read so many times, under old noise or new."""
 
 TUNING_SEEDS, SEEDS = (1000,), (0, 1, 2, 3, 4)
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
+MORE_STEPS = (24, 96)
+"""Tried for the control and the best objective, each at its chosen rate."""
 
 Tried = tuple[str, str, float | None]  # objective, label, temperature
 
@@ -67,6 +69,8 @@ def questions() -> list[Question]:
     return [
         tuning("B"),
         tuning("A"),
+        tuning_steps("B"),
+        tuning_steps("A"),
         objectives("B"),
         objectives("A"),
         views("B"),
@@ -93,6 +97,23 @@ def tuning(pipeline: Pipeline) -> Question:
             )
             for rate in RATES
             for objective, label, temperature in TRIED[pipeline]
+        },
+    )
+
+
+def tuning_steps(pipeline: Pipeline) -> Question:
+    """Half and twice the steps, for the control and the best objective."""
+    both = {"CE": "masked_nll", "best": BEST[pipeline]}
+    return Question(
+        name=f"steps {pipeline}",
+        asks="whether the comparison hangs on the number of steps",
+        split="validation",
+        seeds=TUNING_SEEDS,
+        control=f"CE, {STEPS}",
+        arms={
+            f"{label}, {steps}": replace(chosen(pipeline, objective), steps=steps)
+            for steps in (STEPS, *MORE_STEPS)
+            for label, objective in both.items()
         },
     )
 

@@ -54,6 +54,7 @@ def _row(question: Question, label: str, seed: int, row: dict[str, Any]) -> dict
         "is_control": label == question.control,
         "seed": seed,
         "split": question.split,
+        "start": row["start"],
         **{name: arm[name] for name in ("objective", "learning_rate", "steps")},
         "settings": ", ".join(arm["settings"]),
         **{name: arm["cache"][name] for name in arm["cache"]},

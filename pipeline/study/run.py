@@ -4,6 +4,7 @@ Axes: R held-out record, L noise level.
 """
 
 import fcntl
+import hashlib
 import json
 import shutil
 import time
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from pipeline.config.models import StudentConfig
 from pipeline.config.recipe import Recipe, parse_recipe
 from pipeline.demo.corpus import ASSETS, write_jsonl
+from pipeline.demo.train_models import train
 from pipeline.evaluate.heldout import HeldOut, evaluate_held_out
 from pipeline.evaluate.scores import HeldOutScores
 from pipeline.student.model import load_student
@@ -52,6 +54,7 @@ _TARGETS: dict[Targets, tuple[str, ...]] = {
 
 def run_one(run: Run, output: Path) -> dict[str, Any]:
     """The run's row; what it is based on is made, or found, under `output`."""
+    start = make_start(output)
     path = output / "rows" / f"{run.key}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -63,6 +66,7 @@ def run_one(run: Run, output: Path) -> dict[str, Any]:
     scores = score(Path(recipe.train.output) / "final", run)
     row = {
         "run": asdict(run),
+        "start": start,
         "cache": cache_row,
         "steps": summary.steps,
         "seconds": seconds,
@@ -73,6 +77,19 @@ def run_one(run: Run, output: Path) -> dict[str, Any]:
     for checkpoint in Path(recipe.train.output).glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return row
+
+
+def make_start(output: Path) -> str:
+    """Train what every student starts from, if it is not there yet; a digest of its weights."""
+    folder = start_folder(output)
+    with _alone(folder):
+        train("student-early", folder)
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def start_folder(output: Path) -> Path:
+    """Where the start is."""
+    return output / "start"
 
 
 def make_cache(arm: CacheArm, seed: int, output: Path) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def cache_recipe(arm: CacheArm, seed: int, output: Path) -> Recipe:
     overrides = [
         *_TARGETS[arm.targets],
         f"records.paths={json.dumps([str(output / 'records' / f'{name}.jsonl')])}",
-        f"student.model={json.dumps(str(ASSETS / 'student'))}",
+        f"student.model={json.dumps(str(start_folder(output)))}",
         f"student.length={LENGTH}",
         f"student.block_size={BLOCK_SIZE}",
         f"teacher.model={json.dumps(str(ASSETS / _TEACHERS[arm.pipeline]))}",

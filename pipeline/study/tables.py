@@ -28,6 +28,7 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, worth: dict[str, Any])
         for letter in "AB"
     }
     found |= {f"tuning-{letter}": tuning_table(runs, f"tuning {letter}") for letter in "AB"}
+    found |= {f"steps-{letter}": steps_table(runs, f"steps {letter}") for letter in "AB"}
     found |= {f"views-{letter}": views_table(runs, f"views {letter}") for letter in "AB"}
     found["targets"] = targets_table(runs, records)
     found["knobs"] = "\n\n".join(
@@ -101,6 +102,19 @@ def tuning_table(runs: pl.DataFrame, question: str) -> str:
         lines.append(f"| {what} | " + " | ".join(shown) + " |")
     seeds = rows["seed"].n_unique()
     return "\n".join([*lines, "", f"Mean over {seeds} seed{'s' if seeds > 1 else ''}."])
+
+
+def steps_table(runs: pl.DataFrame, question: str) -> str:
+    """The control and the best objective after fewer and more steps, on validation files."""
+    rows = runs.filter(pl.col("question") == question)
+    lines = ["| steps | CE only | best objective | gain |", "| --- | --- | --- | --- |"]
+    for steps in sorted(rows["steps"].unique()):
+        mine = rows.filter(pl.col("steps") == steps)
+        plain, best = (
+            _mean(mine.filter(pl.col("label").str.starts_with(name))) for name in ("CE", "best")
+        )
+        lines.append(f"| {steps} | {plain:.4f} | {best:.4f} | {plain - best:+.4f} |")
+    return "\n".join(lines)
 
 
 def views_table(runs: pl.DataFrame, question: str) -> str:

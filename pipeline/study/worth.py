@@ -5,6 +5,7 @@ stage 1 asks a teacher, on the same functions, each with masks of its own tokens
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from storage_schemas.examples import Pair, Record
 from storage_schemas.views import Corruption
 
 _SEED = 0
+_BLOCKS = BlockAttention(type="block", block_size=BLOCK_SIZE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +37,15 @@ class Worth:
     bytes: int
 
 
-def worth_of_models(split: Split) -> dict[str, Worth]:
-    """The start and both teachers, on the functions that all of them read whole."""
+def worth_of_models(split: Split, start: Path) -> dict[str, Worth]:
+    """The start, the demo's student and both teachers, on functions that all of them read whole."""
     models = {
-        "start": ("student", BlockAttention(type="block", block_size=BLOCK_SIZE)),
-        "teacher A": ("teacher-a", FullAttention()),
-        "teacher B": ("teacher-b", BlockAttention(type="block", block_size=BLOCK_SIZE)),
+        "the study's start": (start, _BLOCKS),
+        "the demo's student": (ASSETS / "student", _BLOCKS),
+        "teacher A": (ASSETS / "teacher-a", FullAttention()),
+        "teacher B": (ASSETS / "teacher-b", _BLOCKS),
     }
-    folders = [str(ASSETS / folder) for folder, _ in models.values()]
+    folders = [str(folder) for folder, _ in models.values()]
     tokenizers = [ChatTokenizer.load(folder) for folder in folders]
     records = [
         record

@@ -72,7 +72,7 @@ def faults_of(runs: pl.DataFrame, records: pl.DataFrame) -> list[str]:
     for (question,), rows in runs.group_by("question", maintain_order=True):
         faults.extend(
             f"{question}: runs of several {name}"
-            for name in ("steps", "fingerprint")
+            for name in ("start", "steps", "fingerprint")
             if rows[name].n_unique() != 1
         )
         seeds = {tuple(sorted(group["seed"])) for _, group in rows.group_by("label")}
