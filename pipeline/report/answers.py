@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,7 +25,7 @@ NUM_LIKELY = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Probabilities are at T = 1 over the model's whole vocabulary; the teacher's over what is kept.
+    """Probabilities are at T = 1, over the whole vocabulary; the teacher's over what is kept.
 
     shared_top_P: the likeliest of the tokens that both models have. likely_*_PK: the likeliest
     tokens in order.
@@ -111,17 +110,14 @@ def _answers(
 
 
 def _joined(parts: list[Answers]) -> Answers:
-    def all_of(field: Callable[[Answers], NDArray[np.generic]]) -> NDArray[np.generic]:
-        return np.concatenate([field(part) for part in parts])
-
     return Answers(
-        shared_top_P=all_of(lambda x: x.shared_top_P),
-        confidence_P=all_of(lambda x: x.confidence_P),
-        is_correct_P=all_of(lambda x: x.is_correct_P),
-        logp_P=all_of(lambda x: x.logp_P),
-        likely_id_PK=all_of(lambda x: x.likely_id_PK),
-        likely_p_PK=all_of(lambda x: x.likely_p_PK),
-        logp_C=all_of(lambda x: x.logp_C),
+        shared_top_P=np.concatenate([part.shared_top_P for part in parts]),
+        confidence_P=np.concatenate([part.confidence_P for part in parts]),
+        is_correct_P=np.concatenate([part.is_correct_P for part in parts]),
+        logp_P=np.concatenate([part.logp_P for part in parts]),
+        likely_id_PK=np.concatenate([part.likely_id_PK for part in parts]),
+        likely_p_PK=np.concatenate([part.likely_p_PK for part in parts]),
+        logp_C=np.concatenate([part.logp_C for part in parts]),
     )
 
 

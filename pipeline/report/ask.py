@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -75,9 +76,7 @@ def ask_students(asking: Asking, known: Known, on_progress: OnProgress) -> Told:
             scores[name] = _score(model, asking.text, asking, f"{name}: held out", on_progress)
         for number, views in enumerate(asking.views):
             on_progress(f"{name}: cached views", number, len(asking.views))
-            answers[number][name] = student_answers(
-                model, views, mask_id=asking.tokenizer.mask_id
-            )
+            answers[number][name] = student_answers(model, views, mask_id=asking.tokenizer.mask_id)
             on_progress(f"{name}: cached views", number + 1, len(asking.views))
         del model
     references, notes = dict(known.references), list[str]()
@@ -111,7 +110,7 @@ def _starts(
 
 def _load(config: StudentConfig) -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_student(config).to(torch.device(device))
+    return cast("Any", load_student(config)).to(device)
 
 
 def _score(

@@ -5,13 +5,14 @@ Axes: P position, C chunk, N things that agree or do not.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.report.answers import Answers
-from pipeline.report.contents import Agreement, Bin, Calibration, Estimate, NoiseBin
-from pipeline.report.estimates import over_seeds
+from pipeline.report.estimates import Estimate, over_seeds
+from pipeline.report.view_contents import Agreement, Bin, Calibration, NoiseBin
 from pipeline.report.views import CachedViews
 from storage_schemas.examples import Bools
 from storage_schemas.targets import Floats
@@ -94,13 +95,11 @@ def _agreement(
     teacher_logp: Floats,
 ) -> Agreement:
     bins: list[NoiseBin] = []
-    for low, high in zip(_NOISE_EDGES[:-1], _NOISE_EDGES[1:], strict=True):
+    for low, high in pairwise(_NOISE_EDGES):
         is_in_N = (time_N >= low) & (time_N < high)
         if is_in_N.any():
             bins.append(
-                NoiseBin(
-                    low=low, high=high, share=_share(same, is_in_N), num=int(is_in_N.sum())
-                )
+                NoiseBin(low=low, high=high, share=_share(same, is_in_N), num=int(is_in_N.sum()))
             )
     return Agreement(
         setting=setting,

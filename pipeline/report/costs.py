@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import polars as pl
 
 from pipeline.cache.inspect import scan_chunks, scan_examples
@@ -80,7 +81,7 @@ def _median(curve: pl.DataFrame, column: str) -> float:
     if column not in curve.columns:
         return float("nan")
     found = curve[column].drop_nulls().to_numpy()
-    return float("nan") if len(found) == 0 else float(pl.Series(found).median() or 0.0)
+    return float("nan") if len(found) == 0 else float(np.median(found))
 
 
 def _mean(values: Iterable[float]) -> float:

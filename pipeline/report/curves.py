@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from pipeline.report.contents import Curve, Panel, Setting
+from pipeline.report.runs import FinishedRun
 from pipeline.report.settings import Members
 from pipeline.train.standing import HELD_OUT_NLL
 
@@ -27,15 +28,13 @@ def panels(settings: Sequence[Setting], members: Members) -> tuple[Panel, ...]:
     }
     found: list[Panel] = []
     for column, title in wanted.items():
-        curves = [
-            curve for one in settings if (curve := _curve(one.key, members[one.key], column))
-        ]
+        curves = [curve for one in settings if (curve := _curve(one.key, members[one.key], column))]
         if curves:
             found.append(Panel(column=column, title=title, curves=tuple(curves)))
     return tuple(found)
 
 
-def _curve(setting: str, runs: Sequence[object], column: str) -> Curve | None:
+def _curve(setting: str, runs: Sequence[FinishedRun], column: str) -> Curve | None:
     logged = [_points(run.curve, column) for run in runs if column in run.curve.columns]
     logged = [points for points in logged if len(points)]
     if not logged:
@@ -59,7 +58,12 @@ def _curve(setting: str, runs: Sequence[object], column: str) -> Curve | None:
         setting=setting,
         **{
             name: tuple(over_seeds[column].to_list())
-            for name, column in (("steps", "step"), ("mean", "mean"), ("low", "low"), ("high", "high"))
+            for name, column in (
+                ("steps", "step"),
+                ("mean", "mean"),
+                ("low", "low"),
+                ("high", "high"),
+            )
         },
     )
 

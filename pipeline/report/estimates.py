@@ -2,11 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.evaluate.statistics import Interval, mean_interval
-from pipeline.report.contents import Estimate, Over
 
+Over = Literal["seeds", "records", "nothing"]
 _NORMAL = 1.959964  # of a standard error: 95 % of a normal distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate(Interval):
+    """A figure with its 95 % interval, and what that interval is taken over.
+
+    Over records there is one seed: such an interval does not cover the noise of training.
+    """
+
+    over: Over
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -5,11 +5,12 @@ Axes: S student position, P position of an answered chunk, C answered chunk.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from pipeline.report.answers import Answers
-from pipeline.report.contents import ChunkRow, Distribution, Example, Likely, Place, Segment
+from pipeline.report.view_contents import ChunkRow, Distribution, Example, Likely, Place, Segment
 from pipeline.report.views import CachedViews, masks_of, positions_of
 from pipeline.stream.collate import View
 from pipeline.text.tokenizer import ChatTokenizer
@@ -36,10 +37,8 @@ def examples(
     """The shortest view of each stretch of noise; the same for equal caches."""
     texts = tokenizer.vocabulary()
     found: list[Example] = []
-    for low, high in zip(_EDGES[:-1], _EDGES[1:], strict=True):
-        inside = [
-            i for i, view in enumerate(views.views) if low <= view.corruption.time < high
-        ]
+    for low, high in pairwise(_EDGES):
+        inside = [i for i, view in enumerate(views.views) if low <= view.corruption.time < high]
         if inside:
             index = min(inside, key=lambda i: _order(views.views[i]))
             found.append(_example(views, index, asked, texts))
@@ -51,9 +50,7 @@ def _order(view: View) -> tuple[bool, int, str]:
     return len(view.targets.chunk_C) < 3, len(view.pair.student_ids_S), view.pair.record_id
 
 
-def _example(
-    views: CachedViews, index: int, asked: Sequence[Asked], texts: list[bytes]
-) -> Example:
+def _example(views: CachedViews, index: int, asked: Sequence[Asked], texts: list[bytes]) -> Example:
     view = views.views[index]
     position_P = positions_of(view)
     first_P = sum(len(positions_of(one)) for one in views.views[:index])
@@ -68,7 +65,7 @@ def _example(
         if has_chunks:
             s0, s1 = view.pair.chunks_C4[view.targets.chunk_C[at], 2:].tolist()
             numbers |= dict.fromkeys(range(s0, s1), number)
-            teacher = {f"teacher {views.teacher}": float(view.targets.logp_C[at])}
+            teacher = {views.teacher: float(view.targets.logp_C[at])}
             logp = {one.label: float(one.answers.logp_C[first_C + at]) for one in asked}
             text = _text(view.pair.student_ids_S[s0:s1], texts)
             chunks.append(ChunkRow(number=number, text=text, logp=teacher | logp))
@@ -114,9 +111,7 @@ def _distribution(one: Asked, row: int, true_id: int, texts: list[bytes]) -> Dis
     )
 
 
-def _segments(
-    view: View, numbers: Mapping[int, int], texts: list[bytes]
-) -> tuple[Segment, ...]:
+def _segments(view: View, numbers: Mapping[int, int], texts: list[bytes]) -> tuple[Segment, ...]:
     """The text up to the response's end, cut where the masking or a number changes."""
     ids, is_masked_S = view.pair.student_ids_S, masks_of(view)
     stop = int(view.pair.chunks_C4[-1, 3])
@@ -147,7 +142,5 @@ def _prompt_start(view: View, texts: list[bytes]) -> int:
 
 def _text(ids: Ints | list[int], texts: list[bytes]) -> str:
     """What tokens stand for; one of which the tokenizer knows no text is named by its id."""
-    parts = [
-        texts[i] if i < len(texts) and texts[i] else f"<{i}>".encode() for i in map(int, ids)
-    ]
+    parts = [texts[i] if i < len(texts) and texts[i] else f"<{i}>".encode() for i in map(int, ids)]
     return b"".join(parts).decode("utf-8", errors="replace")

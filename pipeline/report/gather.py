@@ -82,9 +82,7 @@ def gather_report(
     )
 
 
-def _with_control(
-    runs: tuple[FinishedRun, ...], control: str | Path
-) -> tuple[FinishedRun, ...]:
+def _with_control(runs: tuple[FinishedRun, ...], control: str | Path) -> tuple[FinishedRun, ...]:
     if control == AUTO or any(run.folder.resolve() == Path(control).resolve() for run in runs):
         return runs
     try:

@@ -8,15 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from pipeline.evaluate.heldout import HeldOut, HeldOutScores, paired_difference
-from pipeline.evaluate.statistics import bootstrap_interval, paired_interval
-from pipeline.report.contents import (
-    Estimate,
-    Gain,
-    HeldOutPart,
-    HeldOutRow,
-    Setting,
-)
+from pipeline.evaluate.statistics import bootstrap_interval, mean_interval, paired_interval
+from pipeline.report.contents import Gain, HeldOutPart, HeldOutRow, Setting
 from pipeline.report.estimates import (
+    Estimate,
     of_interval,
     over_records,
     over_seeds,
@@ -103,29 +98,27 @@ def _gain(setting: Setting, control: Setting, scores: Scores) -> Gain:
     seeds = tuple(seed for seed in setting.seeds if seed in theirs)
     if len(seeds) == 1:
         return _gain_over_records(ours[seeds[0]], theirs[seeds[0]], seeds)
-    levels = range(len(next(iter(ours.values())).content.levels))
-    kinds = [
-        lambda one: one.content.nll_bound,
-        lambda one: one.content.accuracy,
-        *(lambda one, level=level: float(one.content.nll_L[level]) for level in levels),
-    ]
+    columns = [
+        [_figures(side[seed]) for seed in (seeds or side)] for side in (theirs, ours)
+    ]  # of each side: a row a seed
     found: list[Estimate] = []
-    for kind in kinds:
+    for control_values, values in zip(*(zip(*rows, strict=True) for rows in columns), strict=True):
         if seeds:
-            pair = paired_interval(
-                [kind(theirs[seed]) for seed in seeds], [kind(ours[seed]) for seed in seeds]
-            )
-            found.append(of_interval(pair, "seeds"))
+            found.append(of_interval(paired_interval(control_values, values), "seeds"))
         else:
-            means = [float(np.mean([kind(one) for one in side.values()])) for side in (theirs, ours)]
+            means = mean_interval(control_values).mean, mean_interval(values).mean
             found.append(without_interval(means[0] - means[1]))
     bound, accuracy, *at_levels = found
     return Gain(bound=bound, accuracy=_negated(accuracy), nll_L=tuple(at_levels), seeds=seeds)
 
 
-def _gain_over_records(
-    ours: HeldOutScores, theirs: HeldOutScores, seeds: tuple[int, ...]
-) -> Gain:
+def _figures(scores: HeldOutScores) -> list[float]:
+    """Bound, accuracy, and the mean at each level."""
+    content = scores.content
+    return [content.nll_bound, content.accuracy, *content.nll_L.tolist()]
+
+
+def _gain_over_records(ours: HeldOutScores, theirs: HeldOutScores, seeds: tuple[int, ...]) -> Gain:
     difference = paired_difference(theirs, ours)
     num = len(ours.record_ids)
     accuracy = bootstrap_interval(

@@ -7,7 +7,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from pipeline.report.contents import Estimate, Report
+from pipeline.report.contents import Report
+from pipeline.report.estimates import Estimate
 from pipeline.report.plots import Plot
 
 
@@ -50,7 +51,9 @@ def _percent(value: float) -> str:
 
 def _visible(text: str) -> str:
     """Spaces and ends of lines can be seen."""
-    return text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
+    return text.replace(" ", "\N{OPEN BOX}").replace(
+        "\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+    )
 
 
 def _bytes(value: float) -> str:

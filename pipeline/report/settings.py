@@ -5,10 +5,10 @@ start, steps and views that learns from cross-entropy alone.
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,10 @@ def _labels(members: Members) -> dict[str, str]:
     labels: dict[str, str] = {}
     for key, group in members.items():
         names = [run.folder.resolve().name for run in group]
-        common = os.path.commonprefix(names)
+        common = names[0]
         if len(set(names)) > 1:
-            common = _SEED.sub("", common)
+            letters = takewhile(lambda those: len(set(those)) == 1, zip(*names, strict=False))
+            common = _SEED.sub("", "".join(those[0] for those in letters))
         labels[key] = common or group[0].recipe.objective.type
     texts = list(labels.values())
     return {
@@ -135,8 +136,7 @@ def _with_details(settings: Sequence[Setting], members: Members) -> list[Setting
     varied = [
         name
         for name in names
-        if name != "cache.shards"
-        and len({shown(flat.get(name)) for flat in fields.values()}) > 1
+        if name != "cache.shards" and len({shown(flat.get(name)) for flat in fields.values()}) > 1
     ]
     return [
         replace(

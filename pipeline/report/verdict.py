@@ -38,28 +38,28 @@ def _of_controls(settings: Sequence[Setting], held_out: HeldOutPart | None) -> I
 def _sentence(control: Setting, compared: list[tuple[Setting, Gain]]) -> str:
     best, gain = max(compared, key=lambda pair: pair[1].bound.mean)
     bound = gain.bound
-    of_many = f", the best of {len(compared)} distilled settings" if len(compared) > 1 else ""
+    of_many = f" (the best of {len(compared)} distilled settings)" if len(compared) > 1 else ""
     if not bound.is_known:
         return (
-            f"{best.label}{of_many}, has a held-out bound {abs(bound.mean):.4f} nats a token "
+            f"{best.label}{of_many} has a held-out bound {abs(bound.mean):.4f} nats a token "
             f"{'below' if bound.mean > 0 else 'above'} its control {control.label}; no interval is "
             "known, since the two have no seed in common."
         )
     interval = f"95 % interval {bound.low:+.4f} to {bound.high:+.4f}"
     if not bound.excludes_zero:
-        said = f"no difference beyond the noise between {best.label}{of_many}, and {control.label}"
+        said = f"no difference beyond the noise between {best.label}{of_many} and {control.label}"
         said = f"{said[0].upper()}{said[1:]}: gain {bound.mean:+.4f} nats a token ({interval}"
     else:
         word = "gains" if bound.mean > 0 else "loses"
         said = (
-            f"{best.label}{of_many}, {word} {abs(bound.mean):.4f} nats a token "
+            f"{best.label}{of_many} {word} {abs(bound.mean):.4f} nats a token "
             f"{'over' if bound.mean > 0 else 'against'} {control.label} ({interval}"
         )
     if bound.over == "seeds":
         return f"{said}, over {bound.num} paired seeds)."
     return (
-        f"{said}, over {bound.num} records of one seed: the noise of training is not in it, so more "
-        "seeds may say otherwise)."
+        f"{said}, over {bound.num} records of one seed: the noise of training is not in it, so "
+        "more seeds may say otherwise)."
     )
 
 

@@ -156,5 +156,6 @@ def teacher_name(address: str | Path, family: str) -> str:
     """What the teacher's folder is called; of a cache in an object store, its family."""
     recipe = Path(address) / RECIPE_FILE
     if not recipe.exists():
-        return family
-    return Path(read_fields(recipe, "a recipe")["teacher"]["model"]).name
+        return f"teacher ({family})"
+    name = Path(read_fields(recipe, "a recipe")["teacher"]["model"]).name
+    return name if "teacher" in name else f"teacher {name}"

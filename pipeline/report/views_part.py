@@ -10,9 +10,10 @@ from pipeline.cache.inspect import scan_examples
 from pipeline.config.objective import ChunkObjective
 from pipeline.report.answers import Answers, teacher_answers
 from pipeline.report.calibration import calibration, chunk_agreement, token_agreement
-from pipeline.report.contents import Setting, ViewsPart
+from pipeline.report.contents import Setting
 from pipeline.report.examples import Asked, examples
 from pipeline.report.runs import FinishedRun
+from pipeline.report.view_contents import ViewsPart
 from pipeline.report.views import CachedViews, record_ids
 from pipeline.storage.address import is_remote
 from pipeline.text.tokenizer import ChatTokenizer
@@ -34,7 +35,7 @@ def views_part(
     temperature = _side_temperature(runs)
     if views.has_tokens:
         teacher = teacher_answers(views, torch.device("cpu"))
-        name = f"teacher {views.teacher}"
+        name = views.teacher
         asked.insert(0, Asked(label=name, setting=None, answers=teacher))
         calibrations.insert(0, calibration(name, None, [teacher]))
         agreement = [
@@ -81,8 +82,10 @@ def _is_held_out(views: CachedViews, runs: Sequence[FinishedRun]) -> bool:
     for cache in dict.fromkeys(run.cache for run in runs):
         if not is_remote(cache) and not Path(cache).exists():
             continue
-        known = scan_examples(cache).select("record_id").filter(
-            pl.col("record_id").is_in(ids.implode())
+        known = (
+            scan_examples(cache)
+            .select("record_id")
+            .filter(pl.col("record_id").is_in(ids.implode()))
         )
         if len(known.collect()):
             return False
