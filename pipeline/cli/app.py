@@ -191,7 +191,7 @@ def sweep(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs of stage 2.")
+        list[str], typer.Argument(metavar="RUN...", help="Folders of finished runs of stage 2.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the page, its plots and numbers.")],
     control: Annotated[

@@ -14,7 +14,7 @@ from pipeline.report.write import write_report
 
 
 def make_report(
-    runs: Sequence[Path],
+    runs: Sequence[str],
     *,
     output: Path,
     control: str,

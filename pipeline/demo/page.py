@@ -37,7 +37,7 @@ def make_page(
     known = Known(
         held_out=held_out,
         scores={folder: row.scores for folder, row in students.items()},
-        references={row.label: row.scores for row in rows if row not in students.values()},
+        references={row.label: row.scores for row in rows if row.model.name != "final"},
         stage_1_seconds={
             result["address"]: result["seconds"] for result in results if not result["shards_found"]
         },

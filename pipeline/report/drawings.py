@@ -26,7 +26,7 @@ def draw_gains(axes: Axes, look: Look, report: Report) -> None:
     axes.set_xlabel("nats a token")
 
 
-def _error_bar(axes: Axes, place: float, estimate: Estimate, color: str) -> None:
+def _error_bar(axes: Axes, place: int, estimate: Estimate, color: str) -> None:
     error = None
     if estimate.is_known:
         error = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]

@@ -56,12 +56,11 @@ def _visible(text: str) -> str:
     )
 
 
-def _bytes(value: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"
+def _bytes(num_bytes: int) -> str:
+    if num_bytes < 1024:
+        return f"{num_bytes} bytes"
+    power = min(4, (num_bytes.bit_length() - 1) // 10)
+    return f"{num_bytes / 1024**power:,.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
 
 
 def _seconds(value: float | None) -> str:
