@@ -244,6 +244,40 @@ def generate(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folders of finished runs of stage 2.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the page, its plots and numbers.")],
+    control: Annotated[
+        str, typer.Option(metavar="RUN", help="The run to compare with, or auto: one of CE alone.")
+    ] = "auto",
+    cache: Annotated[
+        list[str] | None,
+        typer.Option(help="Cache of held-out records, for calibration, agreement and examples."),
+    ] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Held-out records (.jsonl, .parquet), to score every student on."),
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, help="Look at so many views of a cache.")] = 96,
+    title: Annotated[str, typer.Option(help="The page's title.")] = "Distilled students",
+) -> None:
+    """Compare students on one HTML page; no teacher is loaded."""
+    from pipeline.cli.report import make_report
+
+    make_report(
+        runs,
+        output=output,
+        control=control,
+        caches=cache or [],
+        records=records or [],
+        max_views=views,
+        title=title,
+    )
+
+
+@app.command()
 def inspect(
     cache: CacheAddress,
     record: Annotated[str | None, typer.Option(help="Id of one record to look at.")] = None,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.demo.page import PAGE
 from pipeline.demo.result import DemoResult, Row, Seconds
 from pipeline.evaluate.scores import PairedDifference, TokenScores
 
@@ -77,6 +78,7 @@ def write_results(result: DemoResult) -> None:
             "stage_1": round(result.seconds.stage_1, 3),
             "stage_2": round(result.seconds.stage_2, 3),
             "evaluation": round(result.seconds.evaluation, 3),
+            "report": round(result.seconds.report, 3),
             "total": round(result.seconds.total, 3),
         },
         "held_out": {
@@ -128,13 +130,14 @@ def _notes(result: DemoResult) -> str:
 def _seconds(seconds: Seconds) -> str:
     return (
         f"Stage 1 took {seconds.stage_1:.0f} s, stage 2 {seconds.stage_2:.0f} s, scoring "
-        f"{seconds.evaluation:.0f} s; {seconds.total / 60:.1f} minutes in all."
+        f"{seconds.evaluation:.0f} s, the report {seconds.report:.0f} s; "
+        f"{seconds.total / 60:.1f} minutes in all."
     )
 
 
 def _places(output: Path) -> str:
     places = {
-        "plot.png": "the differences, with their errors",
+        PAGE: "open it in a browser: all of it with intervals, curves and examples",
         "results.json": "every number of the tables, and more",
         "recipes/": "both recipes, as they ran",
         "caches/": "the teachers' answers: all that stage 2 reads",
@@ -142,7 +145,7 @@ def _places(output: Path) -> str:
         "held-out/": "the stored masks",
         "records/": "the text, as JSON lines",
     }
-    return "\n".join(f"  {escape(str(output))}/{name:14} {what}" for name, what in places.items())
+    return "\n".join(f"  {escape(str(output))}/{name:18} {what}" for name, what in places.items())
 
 
 def _next(output: Path) -> str:
@@ -154,6 +157,9 @@ def _next(output: Path) -> str:
   What a cache holds, and the curves of training:
     tidecache inspect {output}/caches/shared
     tensorboard --logdir {output}/students
+  The report again, of these and of your own students:
+    tidecache report {output}/students/* --records {output}/records/held_out.jsonl \\
+      --output {output}/report
 """
 
 

@@ -32,6 +32,7 @@ class Seconds:
     stage_1: float
     stage_2: float
     evaluation: float
+    report: float
     total: float
 
 

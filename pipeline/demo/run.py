@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
@@ -16,7 +17,7 @@ from pipeline.config.models import StudentConfig
 from pipeline.config.recipe import load_recipe
 from pipeline.demo.bars import Bars, show_bars
 from pipeline.demo.corpus import ASSETS
-from pipeline.demo.plot import draw_plot
+from pipeline.demo.page import make_page
 from pipeline.demo.recipes import FULL, QUICK, choose_records, write_recipes
 from pipeline.demo.report import print_report, write_results
 from pipeline.demo.result import Comparison, DemoResult, Row, Seconds
@@ -24,6 +25,8 @@ from pipeline.demo.stages import run_stage_1, run_stage_2, start_prefect
 from pipeline.evaluate.heldout import HeldOut, draw_held_out, evaluate_held_out, paired_difference
 from pipeline.student.model import load_student
 from pipeline.text.tokenizer import ChatTokenizer
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,30 +61,36 @@ def run_demo(output: Path, *, quick: bool = False, assets: Path = ASSETS) -> Dem
     recipes = write_recipes(output, size, assets)
     start_prefect(output)
     with show_bars(console) as bars:
-        stage_1 = _seconds(lambda: fill_caches(recipes, bars))
-        stage_2 = _seconds(lambda: train_students(recipes, output, bars))
-        began_scoring = time.monotonic()
-        rows = score_models(output, assets, recipes, size.held_out_records, bars)
-    now = time.monotonic()
+        caches, stage_1 = _timed(lambda: fill_caches(recipes, bars))
+        _, stage_2 = _timed(lambda: train_students(recipes, output, bars))
+        (rows, held_out), evaluation = _timed(
+            lambda: score_models(output, assets, recipes, size.held_out_records, bars)
+        )
+        _, report = _timed(lambda: make_page(output, recipes, rows, held_out, caches, bars))
     result = DemoResult(
         output=output,
         rows=rows,
         comparisons=compare(rows),
         seconds=Seconds(
-            stage_1=stage_1, stage_2=stage_2, evaluation=now - began_scoring, total=now - began
+            stage_1=stage_1,
+            stage_2=stage_2,
+            evaluation=evaluation,
+            report=report,
+            total=time.monotonic() - began,
         ),
     )
     write_results(result)
-    draw_plot(result, output / "plot.png")
     print_report(result, console)
     return result
 
 
-def fill_caches(recipes: Mapping[str, Path], bars: Bars) -> None:
-    """Stage 1 of both pipelines."""
+def fill_caches(recipes: Mapping[str, Path], bars: Bars) -> list[dict[str, Any]]:
+    """Stage 1 of both pipelines, and its results."""
+    results: list[dict[str, Any]] = []
     for letter, name in (("A", "cross"), ("B", "shared")):
         with bars.bar(f"{letter}  teacher's answers", "shards") as advance:
-            run_stage_1(recipes[name], advance)
+            results.append(run_stage_1(recipes[name], (), advance))
+    return results
 
 
 def train_students(recipes: Mapping[str, Path], output: Path, bars: Bars) -> None:
@@ -95,7 +104,7 @@ def train_students(recipes: Mapping[str, Path], output: Path, bars: Bars) -> Non
 
 def score_models(
     output: Path, assets: Path, recipes: Mapping[str, Path], num_records: int, bars: Bars
-) -> tuple[Row, ...]:
+) -> tuple[tuple[Row, ...], HeldOut]:
     """Every model on the same masks; teacher B reads what the students read, teacher A does not."""
     configs = [load_recipe(path).student for path in recipes.values()]
     assert all(config == configs[0] for config in configs), "one student, read in one way"
@@ -121,7 +130,7 @@ def score_models(
                 on_progress=advance,
             )
         rows.append(Row(key=key, label=label, model=path, scores=scores))
-    return tuple(rows)
+    return tuple(rows), held_out
 
 
 def store_held_out(
@@ -156,7 +165,7 @@ def _quiet() -> None:
     logging.getLogger("pipeline").setLevel(logging.ERROR)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """What it returns, and the seconds it took."""
     began = time.monotonic()
-    work()
-    return time.monotonic() - began
+    return work(), time.monotonic() - began

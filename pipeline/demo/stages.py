@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from flows.call import StoppedRun, call_student_train, call_teacher_cache
 from flows.local import ensure_server
@@ -16,8 +17,8 @@ def start_prefect(output: Path) -> None:
     ensure_server(output / ".prefect", is_quiet=True)
 
 
-def run_stage_1(recipe: Path, advance: Advance) -> None:
-    """The flow `teacher-cache`."""
+def run_stage_1(recipe: Path, overrides: Sequence[str], advance: Advance) -> dict[str, Any]:
+    """The flow `teacher-cache`, and its result."""
     skips: Counter[str] = Counter()
 
     def on_shard(progress: Progress) -> None:
@@ -29,7 +30,7 @@ def run_stage_1(recipe: Path, advance: Advance) -> None:
         )
 
     with reporting_to(on_shard=on_shard, on_log=lambda metrics: None):
-        _until_stopped(call_teacher_cache, recipe, ())
+        return _until_stopped(call_teacher_cache, recipe, overrides)
 
 
 def run_stage_2(recipe: Path, overrides: Sequence[str], advance: Advance) -> None:
@@ -45,9 +46,9 @@ def run_stage_2(recipe: Path, overrides: Sequence[str], advance: Advance) -> Non
 
 
 def _until_stopped(
-    flow: Callable[[Path, Sequence[str]], object], recipe: Path, overrides: Sequence[str]
-) -> None:
+    flow: Callable[[Path, Sequence[str]], dict[str, Any]], recipe: Path, overrides: Sequence[str]
+) -> dict[str, Any]:
     try:
-        flow(recipe, overrides)
+        return flow(recipe, overrides)
     except StoppedRun as error:
         raise SystemExit(f"{error}: what is finished is kept") from error

@@ -49,13 +49,13 @@ def open_held_out(recipe: Recipe, tokenizer: ChatTokenizer, output: TrainOutput)
     if stored.exists() and (output.folder / RUN_FILE).exists():
         return HeldOut.load(stored)
     held_out, _ = draw_held_out(
-        _records(config.records),
+        held_out_records(config.records),
         tokenizer,
         length=student.length,
         block_size=student.block_size,
         max_records=config.max_records,
     )
-    _refuse_cached([record.record_id for record in held_out.records], recipe.cache.path)
+    refuse_cached([record.record_id for record in held_out.records], recipe.cache.path)
     return held_out
 
 
@@ -140,7 +140,7 @@ class HeldOutWatch(TrainerCallback):
         )
 
 
-def _records(config: RecordsConfig) -> Iterator[Record]:
+def held_out_records(config: RecordsConfig) -> Iterator[Record]:
     """The usable ones in order, each id once; a part is read when it is asked for."""
     index = index_records(config, _RECORDS_PER_PART)
     ids: set[str] = set()
@@ -151,7 +151,8 @@ def _records(config: RecordsConfig) -> Iterator[Record]:
                 yield record
 
 
-def _refuse_cached(record_ids: list[str], cache: str) -> None:
+def refuse_cached(record_ids: list[str], cache: str) -> None:
+    """Raise if any of these records, by its id, is in the cache."""
     held_out = pl.Series(record_ids, dtype=pl.String)
     cached = scan_examples(cache).select("record_id").unique()
     both = cached.filter(pl.col("record_id").is_in(held_out.implode())).collect()

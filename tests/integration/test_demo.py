@@ -138,23 +138,40 @@ def test_the_report_tells_numbers_and_places(twice: tuple[Path, str]):
     output, printed = twice
     for words in ("A  TIDE-Cross", "B  TIDE-Shared", "minus CE only", "teacher B", "Accuracy"):
         assert words in printed
-    for name in ("plot.png", "results.json", "recipes", "caches", "students", "held-out"):
+    for name in ("report/report.html", "results.json", "recipes", "caches", "students", "held-out"):
         assert (output / name).exists()
         assert f"{output}/{name}" in printed
 
 
-def test_the_plot_is_a_picture(twice: tuple[Path, str]):
-    data = (twice[0] / "plot.png").read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    assert data.endswith(b"IEND\xaeB`\x82")
-    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    assert width > 1000
-    assert height > 400
+def test_the_page_shows_every_student_on_held_out_views(twice: tuple[Path, str]):
+    folder = twice[0] / "report"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    numbers = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    labels = [setting["label"] for setting in numbers["settings"]]
+    assert sorted(labels) == ["cross", "cross-control", "shared", "shared-control"]
+    assert [row["label"] for row in numbers["held_out"]["rows"][:2]] == ["start", "teacher B"]
+    assert [part["is_held_out"] for part in numbers["views"]] == [True, True]
+    assert [part["has_tokens"] for part in numbers["views"]] == [False, True]
+    assert all(label in page for label in labels)
+    # what it found made, in the second run, it did not time
+    assert [cost["seconds"] for cost in numbers["cache_costs"]] == [None, None]
+
+
+def test_the_page_and_the_table_tell_the_same(twice: tuple[Path, str]):
+    numbers = json.loads((twice[0] / "report" / "report.json").read_text(encoding="utf-8"))
+    gains = {
+        row["label"]: row["gain"]["bound"] for row in numbers["held_out"]["rows"] if row["gain"]
+    }
+    for difference in _results(twice)["differences"][:2]:
+        gain = gains[difference["model"]]
+        assert gain["mean"] == pytest.approx(-difference["nll_bound"])
+        half = (gain["high"] - gain["low"]) / 2
+        assert half == pytest.approx(1.96 * difference["nll_bound_error"], rel=1e-3)
 
 
 def test_a_second_run_finds_caches_and_students(twice: tuple[Path, str]):
     printed = twice[1].split("SECONDS")[1]
-    assert printed.count("found finished") == 6
+    assert printed.count("found finished") == 8
     seconds = [line.split()[1:] for line in twice[1].splitlines() if line.startswith("SECONDS")]
     assert len(seconds) == 2
     for folder in ("cross", "cross-control", "shared", "shared-control"):

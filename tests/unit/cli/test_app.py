@@ -39,7 +39,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("demo", "teacher-cache", "student-train", "sweep", "inspect", "serve"):
+    for name in ("demo", "teacher-cache", "student-train", "sweep", "report", "inspect", "serve"):
         assert name in result.output
         assert run(name, "--help").exit_code == 0
 

@@ -1,0 +1,1 @@
+"""One page about many students: what was compared, what it gained, and how sure that is."""
