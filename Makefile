@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= demo-output
+STUDY ?= study-output
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -10,7 +11,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
-.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher bench-student bench-student-gpu train-models clean
+.PHONY: demo test test-vllm check format study bench-demo bench-cache bench-teacher bench-student \
+    bench-student-gpu bench-evidence train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -55,6 +57,17 @@ bench-student: $(VENV)/.installed
 bench-student-gpu: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_student_gpu.py
 
+# Two and a half hours on 2 cores; stopped, it goes on where it was. Two processes share the runs.
+# Rewrites tests/benchmarks/results/study/, docs/evidence.png and the tables of docs/evidence.md.
+study: $(VENV)/.installed
+	$(BIN)/python -m pipeline.study $(STUDY) & \
+	    $(BIN)/python -m pipeline.study $(STUDY) && wait $$!
+	$(BIN)/python -m pipeline.study $(STUDY) --publish .
+
+# Checks the committed results of the study and computes the answers from them; the last line is JSON.
+bench-evidence: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/bench_evidence.py
+
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed
 	$(BIN)/python -m pipeline.demo.tokenizers
@@ -90,4 +103,4 @@ $(VLLM_VENV)/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(OUTPUT)
+	rm -rf $(VENV) $(VLLM_VENV) $(OUTPUT) $(STUDY)

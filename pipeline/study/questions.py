@@ -9,7 +9,7 @@ and may cost likelihood.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.study.arms import BATCH, Arm, CacheArm, Pipeline, Question
@@ -21,42 +21,64 @@ FEW_RECORDS, READS = 24, 32
 """Where views are counted: each record is read so many times, under old noise or new."""
 
 TUNING_SEEDS, SEEDS = (1000,), (0, 1, 2, 3, 4)
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3)
 MORE_STEPS = (24, 96)
 """Tried for the control and the best objective, each at its chosen rate."""
 
-Tried = tuple[str, str, float | None]  # objective, label, temperature
 
-TRIED: Mapping[Pipeline, tuple[Tried, ...]] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """An objective with what of it is tried; cross-entropy alone has neither."""
+
+    label: str
+    objective: str
+    temperature: float | None = None
+    weight: float = 1.0
+
+
+def _tried(label: str, objective: str, *values: tuple[int, int]) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(
+            label=f"{label} T={t}" + (f" weight {w}" if w != 1 else ""),
+            objective=objective,
+            temperature=float(t),
+            weight=float(w),
+        )
+        for t, w in values
+    )
+
+
+CE = Setting(label="CE", objective="masked_nll")
+TRIED: Mapping[Pipeline, tuple[Setting, ...]] = {
     "A": (
-        ("masked_nll", "CE", None),
-        *(("calm", f"CALM T={t}", float(t)) for t in (1, 2, 5)),
-        *(("reverse_calm", f"Reverse CALM T={t}", float(t)) for t in (1, 2, 5)),
-        *(("calm_tidal", f"TIDAL-CALM T={t}", float(t)) for t in (2, 5)),
+        CE,
+        *_tried("CALM", "calm", (1, 1), (2, 1), (5, 1), (1, 10), (1, 30), (2, 30)),
+        *_tried("Reverse CALM", "reverse_calm", (1, 1), (2, 1), (5, 1), (1, 10), (5, 10)),
+        *_tried("TIDAL-CALM", "calm_tidal", (1, 1), (2, 1), (5, 1), (1, 30)),
     ),
     "B": (
-        ("masked_nll", "CE", None),
-        *(("forward_kl", f"KL T={t}", float(t)) for t in (1, 2)),
-        ("reverse_kl", "reverse KL T=1", 1.0),
-        *(("tidal_kl", f"TIDAL T={t}", float(t)) for t in (1, 2)),
+        CE,
+        *_tried("KL", "forward_kl", (1, 1), (2, 1), (1, 3)),
+        *_tried("reverse KL", "reverse_kl", (1, 1), (2, 1), (1, 3)),
+        *_tried("TIDAL", "tidal_kl", (1, 1), (2, 1), (1, 3)),
     ),
 }
 
-CHOSEN: Mapping[Pipeline, Mapping[str, tuple[float | None, float]]] = {
+CHOSEN: Mapping[Pipeline, Mapping[str, tuple[str, float]]] = {
     "A": {
-        "masked_nll": (None, 3e-4),
-        "calm": (2.0, 3e-4),
-        "reverse_calm": (5.0, 3e-4),
-        "calm_tidal": (5.0, 3e-4),
+        "masked_nll": ("CE", 3e-4),
+        "calm": ("CALM T=1", 3e-4),
+        "reverse_calm": ("Reverse CALM T=5", 3e-4),
+        "calm_tidal": ("TIDAL-CALM T=5", 3e-4),
     },
     "B": {
-        "masked_nll": (None, 3e-4),
-        "forward_kl": (1.0, 1e-3),
-        "reverse_kl": (1.0, 1e-3),
-        "tidal_kl": (1.0, 1e-3),
+        "masked_nll": ("CE", 3e-4),
+        "forward_kl": ("KL T=1", 1e-3),
+        "reverse_kl": ("reverse KL T=1", 1e-3),
+        "tidal_kl": ("TIDAL T=1", 1e-3),
     },
 }
-"""By objective: temperature and learning rate, the best of each on the validation files."""
+"""By objective: setting and learning rate, the best of each on the validation files."""
 
 BEST: Mapping[Pipeline, str] = {"A": "calm", "B": "forward_kl"}
 """The objective that the questions about caches are asked with."""
@@ -92,11 +114,9 @@ def tuning(pipeline: Pipeline) -> Question:
         seeds=TUNING_SEEDS,
         control=f"CE, {RATES[0]:g}",
         arms={
-            f"{label}, {rate:g}": _arm(
-                pipeline, objective, temperature=temperature, learning_rate=rate
-            )
+            f"{setting.label}, {rate:g}": _arm(pipeline, setting, rate)
             for rate in RATES
-            for objective, label, temperature in TRIED[pipeline]
+            for setting in TRIED[pipeline]
         },
     )
 
@@ -170,17 +190,15 @@ def targets() -> Question:
 
 def temperature() -> Question:
     """T of Reverse CALM, whose threshold on the teacher's probability is 0.5^T."""
-    mine, rate = CHOSEN["A"]["reverse_calm"]
-    assert mine is not None, "Reverse CALM has a temperature"
-    others = [t for t in (1.0, 2.0, 5.0, 10.0) if t != mine]
+    mine, rate = _setting("A", "reverse_calm")
+    assert mine.temperature is not None, "Reverse CALM has a temperature"
+    others = [t for t in (1.0, 2.0, 5.0, 10.0) if t != mine.temperature]
     return _test_question(
         "knob: T in Reverse CALM",
         "where the threshold 0.5^T should lie",
         {
-            f"T = {t:g}, threshold {0.5**t:.3g}": _arm(
-                "A", "reverse_calm", temperature=t, learning_rate=rate
-            )
-            for t in (mine, *others)
+            f"T = {t:g}, threshold {0.5**t:.3g}": _arm("A", replace(mine, temperature=t), rate)
+            for t in (mine.temperature, *others)
         },
     )
 
@@ -222,19 +240,24 @@ def ratio() -> Question:
 
 
 def chosen(pipeline: Pipeline, objective: str, *, compdemo: float | None = None) -> Arm:
-    """An objective at its chosen temperature and rate."""
-    temperature, rate = CHOSEN[pipeline][objective]
-    return _arm(pipeline, objective, temperature=temperature, learning_rate=rate, compdemo=compdemo)
+    """An objective at its chosen setting and rate."""
+    return _arm(pipeline, *_setting(pipeline, objective), compdemo=compdemo)
+
+
+def _setting(pipeline: Pipeline, objective: str) -> tuple[Setting, float]:
+    label, rate = CHOSEN[pipeline][objective]
+    (setting,) = [s for s in TRIED[pipeline] if (s.objective, s.label) == (objective, label)]
+    return setting, rate
 
 
 def _arm(
-    pipeline: Pipeline,
-    objective: str,
-    *,
-    temperature: float | None,
-    learning_rate: float,
-    compdemo: float | None = None,
+    pipeline: Pipeline, setting: Setting, learning_rate: float, *, compdemo: float | None = None
 ) -> Arm:
+    settings: list[str] = []
+    if setting.temperature is not None:
+        settings.append(f"temperature={setting.temperature}")
+    if setting.weight != 1:
+        settings.append(f"weight={setting.weight}")
     return Arm(
         cache=CacheArm(
             pipeline=pipeline,
@@ -243,8 +266,8 @@ def _arm(
             targets=_TARGETS[pipeline],
             compdemo=compdemo,
         ),
-        objective=objective,
-        settings=() if temperature is None else (f"temperature={temperature}",),
+        objective=setting.objective,
+        settings=tuple(settings),
         learning_rate=learning_rate,
         steps=STEPS,
     )

@@ -176,6 +176,7 @@ def best_of(found: Sequence[Gain]) -> Gain:
 
 def _settings(rows: pl.DataFrame) -> str:
     settings = rows["settings"][0].replace("temperature=", "T = ").replace(".0", "")
+    settings = settings.replace("weight=", "weight ")
     return ", ".join(filter(None, [settings, f"{rows['learning_rate'][0]:g}"]))
 
 

@@ -1,0 +1,26 @@
+"""The page's tables come from the committed results, and say what those say."""
+
+import json
+from pathlib import Path
+
+from pipeline.study.publish import PAGE, RESULTS, read_results
+from pipeline.study.results import STUDY_FILE
+from pipeline.study.tables import all_tables, fill_page
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_table_takes_the_place_between_its_markers_and_nothing_else_moves():
+    page = "before\n<!-- table views-A -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    filled = fill_page(page, {"views-A": "| new |", "other": "| unused |"})
+    assert filled == "before\n<!-- table views-A -->\n| new |\n<!-- end -->\nafter <!-- end -->\n"
+    assert fill_page(filled, {"views-A": "| new |"}) == filled
+    empty = "<!-- table views-A -->\n<!-- end -->\n"
+    assert "| new |" in fill_page(empty, {"views-A": "| new |"})
+
+
+def test_the_committed_page_shows_the_committed_results():
+    runs, records = read_results(ROOT)
+    study = json.loads((ROOT / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert fill_page(page, all_tables(runs, records, study["worth"])) == page
