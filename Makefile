@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
-.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher bench-student bench-student-gpu train-models clean
+.PHONY: demo test test-vllm check format bench-demo bench-cache bench-teacher bench-student bench-student-gpu bench-sampler train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -54,6 +54,10 @@ bench-student: $(VENV)/.installed
 # The same ratios in bfloat16, with a student of the real shape, on the machine's GPU.
 bench-student-gpu: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_student_gpu.py
+
+# Generation with the cache against the plain loop; the last line is JSON.
+bench-sampler: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/bench_sampler.py
 
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed
