@@ -12,7 +12,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
 .PHONY: demo test test-vllm check format study bench-demo bench-cache bench-teacher bench-student \
-    bench-student-gpu bench-evidence train-models clean
+    bench-student-gpu bench-sampler bench-evidence train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)

@@ -71,8 +71,7 @@ class CachedReader:
         """One block of each: its current one, if all before it are cached."""
         hidden_ASH = self._read_blocks(drafts)
         rows = [i for i, draft in enumerate(drafts) if draft.block == self._num_cached[i]]
-        for i, draft in enumerate(drafts):
-            self._num_cached[i] += self._num_cached[i] < draft.block
+        self._num_cached = [draft.block for draft in drafts]
         current = [drafts[i] for i in rows]
         if len(rows) < len(drafts):
             hidden_ASH = hidden_ASH[torch.tensor(rows, dtype=torch.long, device=hidden_ASH.device)]
