@@ -73,9 +73,9 @@ CHOSEN: Mapping[Pipeline, Mapping[str, tuple[str, float]]] = {
     },
     "B": {
         "masked_nll": ("CE", 3e-4),
-        "forward_kl": ("KL T=1", 1e-3),
-        "reverse_kl": ("reverse KL T=1", 1e-3),
-        "tidal_kl": ("TIDAL T=1", 1e-3),
+        "forward_kl": ("KL T=1 weight 3", 1e-3),
+        "reverse_kl": ("reverse KL T=1 weight 3", 1e-3),
+        "tidal_kl": ("TIDAL T=1 weight 3", 3e-4),
     },
 }
 """By objective: setting and learning rate, the best of each on the validation files."""
