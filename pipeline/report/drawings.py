@@ -3,6 +3,7 @@
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.contents import Panel, Report
 from pipeline.report.estimates import Estimate
@@ -23,6 +24,7 @@ def draw_gains(axes: Axes, look: Look, report: Report) -> None:
         _error_bar(axes, place, row.gain.bound, style["color"])
     axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("nats a token")
 
 

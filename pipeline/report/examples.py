@@ -19,6 +19,7 @@ from storage_schemas.examples import Ints
 _EDGES = (0.0, 0.3, 0.55, 0.8, 1.0)  # of noise; an example from each stretch
 _NUM_PLACES = 4
 _NUM_CHUNKS = 10
+_FEW = 3  # chunks: too little to show
 _PROMPT_BYTES = 600  # of a longer prompt the end
 
 
@@ -40,14 +41,17 @@ def examples(
     for low, high in pairwise(_EDGES):
         inside = [i for i, view in enumerate(views.views) if low <= view.corruption.time < high]
         if inside:
-            index = min(inside, key=lambda i: _order(views.views[i]))
+            shown = {one.record_id for one in found}
+            index = min(inside, key=lambda i, shown=shown: _order(views.views[i], shown))
             found.append(_example(views, index, asked, texts))
     return tuple(found)
 
 
-def _order(view: View) -> tuple[bool, int, str]:
-    """Shortest first; one with too little to show comes last."""
-    return len(view.targets.chunk_C) < 3, len(view.pair.student_ids_S), view.pair.record_id
+def _order(view: View, shown: set[str]) -> tuple[bool, bool, int, str]:
+    """Shortest first; records with too little to show, or shown before, come last."""
+    record_id = view.pair.record_id
+    num_tokens = len(view.pair.student_ids_S)
+    return len(view.targets.chunk_C) < _FEW, record_id in shown, num_tokens, record_id
 
 
 def _example(views: CachedViews, index: int, asked: Sequence[Asked], texts: list[bytes]) -> Example:

@@ -54,6 +54,7 @@ def look_of(settings: Sequence[Setting], *, is_dark: bool) -> Look:
             if setting.is_control
             else _LINES[number // len(colors) % len(_LINES)],
             "marker": _MARKERS[number % len(_MARKERS)],
+            "zorder": 3 if setting.is_control else 2,  # dashes are seen above a line they lie on
         }
     labels = {setting.key: setting.label for setting in settings}
     return Look(is_dark=is_dark, styles=styles, labels=labels)
