@@ -85,7 +85,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) -e '.[test,dev]'
+	$(INSTALL) -e '.[test,dev,evaluate]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev

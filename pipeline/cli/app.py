@@ -244,6 +244,56 @@ def generate(
 
 
 @app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="A saved student: a folder, or a Hub name.")
+    ],
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records nobody trained on: likelihood and accuracy by noise level."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, or the sets 'paper' and 'local'."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file of JSON for all numbers.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of masks, for --records.")] = 1,
+    max_records: Annotated[int | None, typer.Option(min=1, help="The first usable ones.")] = None,
+    length: Annotated[int, typer.Option(min=1, help="Tokens a record is cut to.")] = 512,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task, at most.")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run code that the student writes.")
+    ] = False,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="If the checkpoint has no recipe.json that says it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Score a student: held-out likelihood on records, and benchmarks."""
+    if not records and not tasks:
+        raise typer.BadParameter("expected --records, --tasks or both")
+    from pipeline.cli.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(
+        checkpoint,
+        records=records or (),
+        tasks=[name for word in tasks or () for name in word.split(",")],
+        length=length,
+        draws=draws,
+        max_records=max_records,
+        limit=limit,
+        allow_code_execution=allow_code_execution,
+        block_size=block_size,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        output=output,
+    )
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Folders of finished runs of stage 2.")

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 import torch
 import typer
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from pipeline.cli.prompts import Prompt, read_prompts, text_prompt
 from pipeline.generate.decoding import Decoding
@@ -46,6 +47,7 @@ def load(checkpoint: str, *, block_size: int | None, device: str, dtype: str) ->
         raise RecipeError(f"expected a dtype among auto, {', '.join(_DTYPES)}, got {dtype!r}")
     if dtype == "auto":
         dtype = "bfloat16" if where.type == "cuda" else "float32"
+    transformers_logging.disable_progress_bar()  # weights are there in a moment
     config = saved_student(checkpoint, block_size=block_size)
     tokenizer = ChatTokenizer.load(
         config.model, mask_token=config.mask_token, mask_id=config.mask_id

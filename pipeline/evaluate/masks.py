@@ -125,12 +125,13 @@ def draw_held_out(
     seed: int = 0,
     levels: Sequence[float] = LEVELS,
     max_records: int | None = None,
+    draw: int = 0,
 ) -> tuple[HeldOut, tuple[Skip, ...]]:
     """The masks of these records, and the records that cannot serve.
 
     A record is cut and filled as in training. Its masks depend on the seed, its id, the level's
-    index and nothing else; no draw of training has a key of theirs. `max_records` usable ones are
-    enough: the first.
+    index, the number of the draw and nothing else; no draw of training has a key of theirs.
+    `max_records` usable ones are enough: the first.
     """
     if not levels or not all(0 < level <= 1 for level in levels):
         raise RecipeError(f"expected noise levels in (0, 1], got {list(levels)}")
@@ -140,7 +141,7 @@ def draw_held_out(
         if len(drawn) == max_records:
             break
         try:
-            drawn.append(_draw(record, tokenizer, length, block_size, seed, levels))
+            drawn.append(_draw(record, tokenizer, length, block_size, seed, levels, draw))
         except RecordError as error:
             skips.append(
                 Skip(
@@ -163,6 +164,7 @@ def _draw(
     block_size: int,
     seed: int,
     levels: Sequence[float],
+    draw: int,
 ) -> HeldOutRecord:
     pair = make_pair(  # the student on both sides: then the chunks are the content's own tokens
         record,
@@ -179,8 +181,8 @@ def _draw(
     is_content_S = is_covered(spans_C2, np.ones(len(spans_C2), dtype=np.bool_), num_positions)
     is_content_S[spans_C2[-1, 1] : spans_C2[-1, 1] + 1] = True  # the end of turn, unless cut off
     masks = [
-        draw_mask(pair.is_target_S, level, seed=seed, record_id=record.id, view=_view_key(index))
-        for index, level in enumerate(levels)
+        draw_mask(pair.is_target_S, level, seed=seed, record_id=record.id, view=key)
+        for key, level in zip(_view_keys(draw, len(levels)), levels, strict=True)
     ]
     return HeldOutRecord(
         record_id=record.id,
@@ -191,9 +193,10 @@ def _draw(
     )
 
 
-def _view_key(level_index: int) -> int:
+def _view_keys(draw: int, num_levels: int) -> range:
     """Views of training are numbered from 0: a negative one is a key that no training draw has."""
-    return -1 - level_index
+    first = -1 - draw * num_levels
+    return range(first, first - num_levels, -1)
 
 
 def _from_table(table: Table) -> HeldOut:

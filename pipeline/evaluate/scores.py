@@ -54,7 +54,7 @@ class TokenScores:
     @property
     def nll_bound_error(self) -> float:
         """Standard error of the bound over records, in nats; NaN where there are too few."""
-        return _ratio(self.bound_R, self.num_maskable_R)[1]
+        return ratio(self.bound_R, self.num_maskable_R)[1]
 
     @property
     def accuracy(self) -> float:
@@ -118,10 +118,10 @@ def paired_difference(
     ours, theirs = scores.of(tokens), other.of(tokens)
     difference_RL = ours.nll_RL - theirs.nll_RL
     by_level = [
-        _ratio(difference_RL[:, level], ours.num_masked_RL[:, level])
+        ratio(difference_RL[:, level], ours.num_masked_RL[:, level])
         for level in range(len(ours.levels))
     ]
-    bound, bound_error = _ratio(ours.bound_R - theirs.bound_R, ours.num_maskable_R)
+    bound, bound_error = ratio(ours.bound_R - theirs.bound_R, ours.num_maskable_R)
     return PairedDifference(
         nll_L=np.array([mean for mean, _ in by_level]),
         nll_error_L=np.array([error for _, error in by_level]),
@@ -130,7 +130,7 @@ def paired_difference(
     )
 
 
-def _ratio(sum_R: Sums, count_R: Counts) -> tuple[float, float]:
+def ratio(sum_R: Sums, count_R: Counts) -> tuple[float, float]:
     """Mean of an item, and its standard error over records; NaN where there are too few."""
     total, num_records = int(count_R.sum()), len(count_R)
     if total == 0:

@@ -21,6 +21,8 @@ FEW_RECORDS, READS = 24, 32
 """Where views are counted: each record is read so many times, under old noise or new."""
 
 TUNING_SEEDS, SEEDS = (1000,), (0, 1, 2, 3, 4)
+FEW_SEEDS = SEEDS[:3]
+"""Of questions beside the main ones."""
 RATES = (1e-4, 3e-4, 1e-3)
 MORE_STEPS = (24, 96)
 """Tried for the control and the best objective, each at its chosen rate."""
@@ -67,9 +69,9 @@ TRIED: Mapping[Pipeline, tuple[Setting, ...]] = {
 CHOSEN: Mapping[Pipeline, Mapping[str, tuple[str, float]]] = {
     "A": {
         "masked_nll": ("CE", 3e-4),
-        "calm": ("CALM T=1", 3e-4),
-        "reverse_calm": ("Reverse CALM T=5", 3e-4),
-        "calm_tidal": ("TIDAL-CALM T=5", 3e-4),
+        "calm": ("CALM T=2", 3e-4),
+        "reverse_calm": ("Reverse CALM T=1", 3e-4),
+        "calm_tidal": ("TIDAL-CALM T=1", 3e-4),
     },
     "B": {
         "masked_nll": ("CE", 3e-4),
@@ -78,7 +80,10 @@ CHOSEN: Mapping[Pipeline, Mapping[str, tuple[str, float]]] = {
         "tidal_kl": ("TIDAL T=1 weight 3", 3e-4),
     },
 }
-"""By objective: setting and learning rate, the best of each on the validation files."""
+"""By objective: setting and learning rate, the best of each on the validation files.
+
+By likelihood; the reverse ones by masked accuracy, their primary metric.
+"""
 
 BEST: Mapping[Pipeline, str] = {"A": "calm", "B": "forward_kl"}
 """The objective that the questions about caches are asked with."""
@@ -184,7 +189,7 @@ def targets() -> Question:
         "targets",
         "what the student loses by sparse targets",
         {kind: replace(best, cache=replace(best.cache, targets=kind)) for kind in kinds},
-        seeds=SEEDS[:3],
+        seeds=FEW_SEEDS,
     )
 
 
@@ -200,6 +205,7 @@ def temperature() -> Question:
             f"T = {t:g}, threshold {0.5**t:.3g}": _arm("A", replace(mine, temperature=t), rate)
             for t in (mine.temperature, *others)
         },
+        seeds=FEW_SEEDS,
     )
 
 
@@ -210,7 +216,7 @@ def axes() -> Question:
         f"{axis} alone": replace(both, settings=(*both.settings, f"tidal.axes={axis}"))
         for axis in ("training", "timestep")
     }
-    return _test_question("knob: TIDAL's axes", "which of them helps", arms)
+    return _test_question("knob: TIDAL's axes", "which of them helps", arms, seeds=FEW_SEEDS)
 
 
 def times(pipeline: Pipeline) -> Question:
@@ -223,6 +229,7 @@ def times(pipeline: Pipeline) -> Question:
             "stratified": best,
             "independent": replace(best, cache=replace(best.cache, times="independent")),
         },
+        seeds=FEW_SEEDS,
     )
 
 
@@ -235,7 +242,7 @@ def ratio() -> Question:
         "knob: CompDemo's ratio",
         "how much a pass should be shown",
         {**arms, "no CompDemo": chosen("B", "tidal_kl")},
-        seeds=SEEDS[:3],
+        seeds=FEW_SEEDS,
     )
 
 

@@ -19,21 +19,26 @@ RUNS_FILE, RECORDS_FILE, STUDY_FILE = "runs.parquet", "records.parquet", "study.
 
 
 def collect(asked: Sequence[Question], output: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Every finished run of these questions, and the held-out records that they were scored on."""
+    """The runs of every finished seed of these questions, and what they were scored on."""
     runs: list[dict[str, Any]] = []
     records: dict[str, pl.DataFrame] = {}
     for question in asked:
-        for label, run in question.runs():
-            path = output / "rows" / f"{run.key}.json"
-            if not path.exists():
-                continue
-            row = json.loads(path.read_text(encoding="utf-8"))
-            bodies = path.with_name(f"{run.key}.bodies.json")
-            if bodies.exists():
-                row |= json.loads(bodies.read_text(encoding="utf-8"))
-            records.setdefault(question.split, _records(question.split, row["scores"]))
-            runs.append(_row(question, label, run.seed, row))
+        rows = {(run.seed, label): _read(output, run.key) for label, run in question.runs()}
+        for (seed, label), row in rows.items():
+            if all(rows[seed, other] is not None for other in question.arms):
+                assert row is not None, "the seed is whole"
+                records.setdefault(question.split, _records(question.split, row["scores"]))
+                runs.append(_row(question, label, seed, row))
     return pl.DataFrame(runs, infer_schema_length=None), pl.concat(records.values())
+
+
+def _read(output: Path, key: str) -> dict[str, Any] | None:
+    path = output / "rows" / f"{key}.json"
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text(encoding="utf-8"))
+    bodies = path.with_name(f"{key}.bodies.json")
+    return row | json.loads(bodies.read_text(encoding="utf-8")) if bodies.exists() else row
 
 
 def headline(row: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,147 @@
+"""Which tasks are asked, with which settings, and what comes of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, cast
+
+from storage_schemas.errors import RecipeError
+
+if TYPE_CHECKING:
+    from pipeline.benchmarks.lm import TidecacheLM
+
+LONG, SHORT = 256, 3
+"""New tokens, one a step, of tasks that are answered by a text and by a letter (TIDE section 7)."""
+
+PAPER = {
+    "gsm8k_cot": LONG,
+    "minerva_math": LONG,
+    "bbh": LONG,
+    "mmlu_pro": LONG,
+    "humaneval_instruct": LONG,
+    "mbpp_instruct": LONG,
+    "hellaswag_gen": SHORT,
+    "mmlu_generative_dream": SHORT,
+}
+SHOTS = {"bbh": 3}
+LOCAL = ("standard_library_choice", "humaneval_local")
+RUNS_CODE = frozenset({"humaneval_instruct", "mbpp_instruct", "humaneval_local"})
+_SETS = {"paper": tuple(PAPER), "local": LOCAL}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """One number: of a task, its metric (with the filter that read the answers), and its error."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+
+
+def task_names(asked: Sequence[str]) -> tuple[str, ...]:
+    """`paper` and `local` stand for their tasks; each task once."""
+    names = [name for word in asked for name in _SETS.get(word, (word,))]
+    return tuple(dict.fromkeys(names))
+
+
+def check_tasks(names: Sequence[str], *, allow_code_execution: bool) -> None:
+    """Raise before anything is loaded: the harness is missing, a name unknown, code not allowed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(
+            "expected lm-evaluation-harness to be installed for --tasks, got no such package; run "
+            "pip install 'tidecache[evaluate]'"
+        ) from error
+    code = [name for name in names if name in RUNS_CODE]
+    if code and not allow_code_execution:
+        raise RecipeError(
+            f"{', '.join(code)}: these tasks run code that the student writes; expected "
+            f"--allow-code-execution, got none. Give it where such code can do no harm"
+        )
+    known = {*LOCAL, *task_manager().all_tasks}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"expected tasks of lm-evaluation-harness's or tidecache's, got {', '.join(unknown)}; "
+            f"'paper' and 'local' name sets, and `lm_eval ls tasks` lists all"
+        )
+
+
+def task_manager() -> Any:
+    """lm-evaluation-harness's own tasks, and ours."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(files("pipeline.benchmarks") / "tasks"))
+
+
+def run_tasks(
+    lm: "TidecacheLM",
+    names: Sequence[str],
+    *,
+    limit: int | None = None,
+    allow_code_execution: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """The harness's results by task; a task of the paper's gets the paper's settings.
+
+    Code runs only if it is allowed. `limit` asks that many questions of each task.
+    """
+    check_tasks(names, allow_code_execution=allow_code_execution)
+    if allow_code_execution:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what the stock tasks' checker asks for
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        found |= _run(lm, name, limit=limit, allow_code_execution=allow_code_execution)
+    return found
+
+
+def scores(results: dict[str, dict[str, Any]]) -> list[TaskScore]:
+    """The numbers among them, in order; the error is the harness's standard error."""
+    found: list[TaskScore] = []
+    for task, values in results.items():
+        for key, value in values.items():
+            metric, _, way = key.partition(",")
+            if not isinstance(value, int | float) or "_stderr" in metric or not way:
+                continue
+            error = values.get(f"{metric}_stderr,{way}")
+            found.append(
+                TaskScore(
+                    task=task,
+                    metric=metric if way == "none" else f"{metric} ({way})",
+                    value=float(value),
+                    error=float(error) if isinstance(error, int | float) else None,
+                )
+            )
+    return found
+
+
+def _run(
+    lm: "TidecacheLM", name: str, *, limit: int | None, allow_code_execution: bool
+) -> dict[str, dict[str, Any]]:
+    from lm_eval import simple_evaluate
+
+    from pipeline.benchmarks import local
+
+    own = {
+        "humaneval_local": local.humaneval_local,
+        "standard_library_choice": local.standard_library_choice,
+    }
+    is_ours = name in own
+    output = cast(
+        "dict[str, Any]",
+        simple_evaluate(
+            lm,
+            tasks=[own[name]() if is_ours else name],
+            task_manager=task_manager(),
+            num_fewshot=None if is_ours else SHOTS.get(name, 0 if name in PAPER else None),
+            gen_kwargs={"max_gen_toks": PAPER[name]} if name in PAPER else None,
+            apply_chat_template=True,
+            limit=limit,
+            log_samples=False,
+            confirm_run_unsafe_code=allow_code_execution,
+            bootstrap_iters=1000,
+        ),
+    )
+    return cast("dict[str, dict[str, Any]]", output["results"])
