@@ -178,6 +178,7 @@ def views(pipeline: Pipeline) -> Question:
         f"views {pipeline}",
         "how many views a record equal a live teacher",
         {"live": replace(best, cache=live), **arms},
+        seeds=FEW_SEEDS,
     )
 
 
