@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lm_eval.api import registry
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -29,7 +29,6 @@ from storage_schemas.examples import Bools, Ints, Message
 _SEED = 0
 
 
-@register_model("tidecache")
 class TidecacheLM(LM):
     """A student, its tokenizer, and how it decodes.
 
@@ -87,7 +86,7 @@ class TidecacheLM(LM):
             decoding = self._with_options(options)
             for start in range(0, len(places), self._batch_size):
                 batch = places[start : start + self._batch_size]
-                prompts = [self._prompt(requests[i].args[0], decoding) for i in batch]
+                prompts = [self._prompt(_args(requests[i])[0], decoding) for i in batch]
                 made = generate(
                     self._model,
                     prompts,
@@ -108,7 +107,7 @@ class TidecacheLM(LM):
         They are that if each masked token of each draw is.
         """
         del disable_tqdm
-        return [self._weigh(*request.args) for request in requests]
+        return [self._weigh(*_args(request)) for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Refused: a student is trained on responses, not on running text."""
@@ -180,6 +179,9 @@ class TidecacheLM(LM):
         return logp_BN, is_best_BN
 
 
+cast("Any", registry).register_model("tidecache")(TidecacheLM)
+
+
 def draw_masks(context: str, num_tokens: int, num_draws: int) -> Bools:
     """[D, N]: masks of an answer's tokens; how many are masked is spread evenly over 1..N.
 
@@ -204,11 +206,15 @@ def _by_options(requests: Sequence[Instance]) -> Iterator[tuple[dict[str, Any], 
     """Requests of equal options together, by their places, the longest contexts first."""
 
     def options(i: int) -> str:
-        return repr(sorted(cast("dict[str, Any]", requests[i].args[1]).items()))
+        return repr(sorted(cast("dict[str, Any]", _args(requests[i])[1]).items()))
 
     def order(i: int) -> tuple[str, int]:
-        return options(i), -len(requests[i].args[0])
+        return options(i), -len(_args(requests[i])[0])
 
     for _, group in groupby(sorted(range(len(requests)), key=order), key=options):
         places = list(group)
-        yield cast("dict[str, Any]", requests[places[0]].args[1]), places
+        yield cast("dict[str, Any]", _args(requests[places[0]])[1]), places
+
+
+def _args(request: Instance) -> tuple[Any, ...]:
+    return cast("tuple[Any, ...]", cast("Any", request).args)

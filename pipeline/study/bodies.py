@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import cast
 
 from pipeline.generate.decoding import Decoding
 from pipeline.generate.sample import generate
@@ -65,9 +66,10 @@ def write_bodies(model: Path, split: Split) -> Bodies:
             eos_id=tokenizer.eos_id,
         )
         for record, one, answer in zip(records[batch], rendered[batch], made, strict=True):
-            text = tokenizer.hf.decode(answer.ids.tolist(), skip_special_tokens=True)
+            ids = answer.ids.tolist()
+            text = cast("str", tokenizer.hf.decode(ids, skip_special_tokens=True))
             parses.append(is_python(record, text, is_cut=not answer.is_finished))
-            matches.append(token_match(answer.ids.tolist(), one.response_ids[:NEW_TOKENS].tolist()))
+            matches.append(token_match(ids, one.response_ids[:NEW_TOKENS].tolist()))
             tokens.append(len(answer.ids))
     num = len(records)
     return Bodies(parses=sum(parses) / num, matches=sum(matches) / num, tokens=sum(tokens) / num)

@@ -102,13 +102,15 @@ def make_cache(arm: CacheArm, seed: int, output: Path) -> dict[str, Any]:
         recipe = cache_recipe(arm, seed, output)
         with_reserved = _reserves(arm.targets)
         records = training_records(seed, arm.records, with_reserved=with_reserved)
-        Path(recipe.records.paths[0]).parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(records, Path(recipe.records.paths[0]))
+        path = records_path(arm, seed, output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(records, path)
         summary = run_teacher_cache(recipe)
         row = {
             "digest": summary.digest,
             "seconds": summary.seconds,
-            "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            # without the basis of sketches, once a cache: for so few positions it would be most
+            "bytes": sum(file.stat().st_size for file in (folder / "shards").rglob("*.*")),
             "counts": summary.counts.model_dump(mode="json"),
         }
         write_json(about, row)
@@ -122,7 +124,7 @@ def cache_recipe(arm: CacheArm, seed: int, output: Path) -> Recipe:
     name = cache_name(arm, seed)
     overrides = [
         *_TARGETS[arm.targets],
-        f"records.paths={json.dumps([str(output / 'records' / f'{name}.jsonl')])}",
+        f"records.paths={json.dumps([str(records_path(arm, seed, output))])}",
         f"student.model={json.dumps(str(start_folder(output)))}",
         f"student.length={LENGTH}",
         f"student.block_size={BLOCK_SIZE}",
@@ -164,6 +166,11 @@ def student_recipe(arm: Arm, seed: int, output: Path) -> Recipe:
 def student_folder(run: Run, output: Path) -> Path:
     """Where a run's student is."""
     return output / "students" / f"{run.arm.key}-{run.seed}"
+
+
+def records_path(arm: CacheArm, seed: int, output: Path) -> Path:
+    """Where the records of an arm's cache are."""
+    return output / "records" / f"{cache_name(arm, seed)}.jsonl"
 
 
 def cache_name(arm: CacheArm, seed: int) -> str:
