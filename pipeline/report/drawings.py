@@ -14,6 +14,7 @@ _MANY = 30  # points of a curve that is drawn without markers
 
 
 def draw_gains(axes: Axes, look: Look, report: Report) -> None:
+    """Each setting's gain over its control, with its interval."""
     assert report.held_out is not None, "gains are of held-out text"
     rows = [row for row in report.held_out.rows if row.gain is not None]
     axes.axvline(0, color=look.ink, linewidth=0.9)
@@ -36,6 +37,7 @@ def _error_bar(axes: Axes, place: int, estimate: Estimate, color: str) -> None:
 
 
 def draw_panel(axes: Axes, look: Look, panel: Panel) -> None:
+    """One measure over the steps, a curve a setting, with its band."""
     for curve in panel.curves:
         style = dict(look.styles[curve.setting])
         if len(curve.steps) > _MANY:
@@ -48,6 +50,7 @@ def draw_panel(axes: Axes, look: Look, panel: Panel) -> None:
 
 
 def draw_levels(axes: Axes, look: Look, report: Report) -> None:
+    """Each setting's gain by the share of noise."""
     assert report.held_out is not None, "levels are of held-out text"
     rows = [row for row in report.held_out.rows if row.gain is not None]
     axes.axhline(0, color=look.ink, linewidth=0.9)
@@ -73,6 +76,7 @@ def draw_levels(axes: Axes, look: Look, report: Report) -> None:
 
 
 def draw_calibration(axes: Axes, look: Look, views: ViewsPart) -> None:
+    """How often a token is right beside how sure its model was."""
     axes.plot([0, 1], [0, 1], color=look.ink, linewidth=0.9, linestyle=":")
     for one in views.calibration:
         style: dict[str, Any] = {"color": look.ink, "marker": "*", "linestyle": "-"}
@@ -92,6 +96,7 @@ def draw_calibration(axes: Axes, look: Look, views: ViewsPart) -> None:
 
 
 def draw_agreement(axes: Axes, look: Look, views: ViewsPart) -> None:
+    """How often student and teacher agree, by the share of noise."""
     for one in views.agreement:
         places = [(each.low + each.high) / 2 for each in one.bins]
         axes.plot(

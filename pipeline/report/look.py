@@ -42,6 +42,7 @@ Draw = Callable[[Axes, Look], None]
 
 
 def look_of(settings: Sequence[Setting], *, is_dark: bool) -> Look:
+    """Controls gray and dashed, the others in colors, by their order."""
     colors, gray = (_DARK, "#a0a6b0") if is_dark else (_LIGHT, "#6b7280")
     styles: dict[str, dict[str, Any]] = {}
     numbers = {True: 0, False: 0}
@@ -61,6 +62,7 @@ def look_of(settings: Sequence[Setting], *, is_dark: bool) -> Look:
 
 
 def png_of(look: Look, draw: Draw, height: float = HEIGHT, *, has_legend: bool) -> bytes:
+    """One plot as a PNG, on a ground of the look."""
     ground = "#161b22" if look.is_dark else "#ffffff"
     theme: dict[Any, Any] = {
         "figure.facecolor": ground,

@@ -39,7 +39,8 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_command(run):
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("demo", "teacher-cache", "student-train", "sweep", "report", "inspect", "serve"):
+    names = ("demo", "teacher-cache", "student-train", "sweep", "generate", "evaluate", "report")
+    for name in (*names, "inspect", "serve"):
         assert name in result.output
         assert run(name, "--help").exit_code == 0
 
