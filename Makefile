@@ -60,8 +60,7 @@ bench-student-gpu: $(VENV)/.installed
 # Two and a half hours on 2 cores; stopped, it goes on where it was. Two processes share the runs.
 # Rewrites tests/benchmarks/results/study/, docs/evidence.png and the tables of docs/evidence.md.
 study: $(VENV)/.installed
-	$(BIN)/python -m pipeline.study $(STUDY) & \
-	    $(BIN)/python -m pipeline.study $(STUDY) && wait $$!
+	$(BIN)/python -m pipeline.study $(STUDY) & $(BIN)/python -m pipeline.study $(STUDY); wait
 	$(BIN)/python -m pipeline.study $(STUDY) --publish .
 
 # Checks the committed results of the study and computes the answers from them; the last line is JSON.

@@ -29,18 +29,25 @@ class CacheArm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A cache and what is learned from it; `settings` are overrides of the recipe's [objective]."""
+    """A cache and what is learned from it; `settings` are overrides of the recipe's [objective].
+
+    start: the study's own, or the demo's student, which is trained to rest.
+    """
 
     cache: CacheArm
     objective: str
     learning_rate: float
     steps: int
     settings: tuple[str, ...] = ()
+    start: Literal["early", "finished"] = "early"
 
     @property
     def key(self) -> str:
         """A short name that says what it is: equal arms of two questions are trained once."""
-        return digest(asdict(self))
+        fields = asdict(self)
+        if self.start == "early":
+            del fields["start"]
+        return digest(fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,7 @@ def questions() -> list[Question]:
         times("B"),
         views("A"),
         ratio(),
+        finished(),
     ]
 
 
@@ -244,6 +245,23 @@ def ratio() -> Question:
         "how much a pass should be shown",
         {**arms, "no CompDemo": chosen("B", "tidal_kl")},
         seeds=FEW_SEEDS,
+    )
+
+
+def finished() -> Question:
+    """Further steps from the demo's own student, which has come to rest: where do they lead?"""
+    kinds = {"CE": CE, "KL T=1": next(s for s in TRIED["B"] if s.label == "KL T=1")}
+    return Question(
+        name="finished start",
+        asks="whether so few steps help a student that is trained to rest",
+        split="validation",
+        seeds=TUNING_SEEDS,
+        control=f"CE, {RATES[0]:g}",
+        arms={
+            f"{label}, {rate:g}": replace(_arm("B", setting, rate), start="finished")
+            for rate in RATES[:2]
+            for label, setting in kinds.items()
+        },
     )
 
 

@@ -54,7 +54,7 @@ _TARGETS: dict[Targets, tuple[str, ...]] = {
 
 def run_one(run: Run, output: Path) -> dict[str, Any]:
     """The run's row; what it is based on is made, or found, under `output`."""
-    start = make_start(output)
+    start = make_start(output) if run.arm.start == "early" else weights_digest(ASSETS / "student")
     path = output / "rows" / f"{run.key}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -84,6 +84,11 @@ def make_start(output: Path) -> str:
     folder = start_folder(output)
     with _alone(folder):
         train("student-early", folder)
+    return weights_digest(folder)
+
+
+def weights_digest(folder: Path) -> str:
+    """Sixteen hex digits of a model's weights."""
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
@@ -160,6 +165,8 @@ def student_recipe(arm: Arm, seed: int, output: Path) -> Recipe:
         f"train.seed={seed}",
         "train.loader_workers=0",
     ]
+    if arm.start == "finished":
+        overrides.append(f"student.model={json.dumps(str(ASSETS / 'student'))}")
     return parse_recipe(recipe.model_dump(mode="json"), where=name, overrides=overrides)
 
 

@@ -28,6 +28,7 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, worth: dict[str, Any])
         for letter in "AB"
     }
     found |= {f"tuning-{letter}": tuning_table(runs, f"tuning {letter}") for letter in "AB"}
+    found["finished"] = tuning_table(runs, "finished start")
     found |= {f"steps-{letter}": steps_table(runs, f"steps {letter}") for letter in "AB"}
     found |= {f"views-{letter}": views_table(runs, f"views {letter}") for letter in "AB"}
     found["targets"] = targets_table(runs, records)
