@@ -11,11 +11,13 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.demo.corpus import ASSETS
 from pipeline.study.answers import gains, views_to_match
 from pipeline.study.arms import Question
+from pipeline.study.data import held_out
 from pipeline.study.plots import draw_study
 from pipeline.study.results import RECORDS_FILE, RUNS_FILE, STUDY_FILE, collect
-from pipeline.study.run import start_folder
+from pipeline.study.run import score_model, start_folder
 from pipeline.study.tables import all_tables, fill_page
 from pipeline.study.worth import worth_of_models
 
@@ -32,6 +34,7 @@ def publish(asked: list[Question], output: Path, root: Path) -> None:
     study = {
         "facts": _facts(runs),
         "worth": _worth(start_folder(output)),
+        "bounds": _bounds(start_folder(output)),
         "answers": answers(runs, records),
     }
     text = json.dumps(study, indent=1) + "\n"
@@ -46,7 +49,7 @@ def fill(root: Path) -> None:
     page = root / PAGE
     if page.exists():
         study = json.loads((root / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
-        tables = all_tables(runs, records, study["worth"])
+        tables = all_tables(runs, records, study)
         page.write_text(fill_page(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
@@ -74,6 +77,22 @@ def answers(runs: pl.DataFrame, records: pl.DataFrame) -> dict[str, Any]:
 def _worth(start: Path) -> dict[str, Any]:
     return {
         split: {name: asdict(worth) for name, worth in worth_of_models(split, start).items()}
+        for split in ("validation", "test")
+    }
+
+
+def _bounds(start: Path) -> dict[str, Any]:
+    """The held-out bound, as students are scored, of what no run of the study trained."""
+    models = {
+        "the study's start": start,
+        "the demo's student": ASSETS / "student",
+        "teacher B": ASSETS / "teacher-b",
+    }
+    return {
+        split: {
+            name: score_model(model, held_out(split)).content.nll_bound
+            for name, model in models.items()
+        }
         for split in ("validation", "test")
     }
 

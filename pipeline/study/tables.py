@@ -21,9 +21,9 @@ def fill_page(page: str, tables: dict[str, str]) -> str:
     return re.sub(r"<!-- table ([\w-]+) -->\n.*?<!-- end -->", filled, page, flags=re.DOTALL)
 
 
-def all_tables(runs: pl.DataFrame, records: pl.DataFrame, worth: dict[str, Any]) -> dict[str, str]:
+def all_tables(runs: pl.DataFrame, records: pl.DataFrame, study: dict[str, Any]) -> dict[str, str]:
     """Every table of the page, by name."""
-    found = {"worth": worth_table(worth)} | {
+    found = {"worth": worth_table(study)} | {
         f"objectives-{letter}": objectives_table(runs, records, f"objectives {letter}")
         for letter in "AB"
     }
@@ -40,22 +40,23 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, worth: dict[str, Any])
     return found
 
 
-def worth_table(worth: dict[str, Any]) -> str:
-    """Likelihood of the start and of the teachers, where tokens do not compare."""
+def worth_table(study: dict[str, Any]) -> str:
+    """Likelihood of start and teachers: for a byte, and for a token where that compares."""
+    worth, bounds = study["worth"], study["bounds"]
     lines = [
-        "| model | test files: nats a byte | nats a token of its own | validation: nats a byte |",
-        "| --- | --- | --- | --- |",
+        "| model | nats a byte, test | validation | bound, nats a token, test | validation |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for name, test in worth["test"].items():
-        other = worth["validation"][name]
-        lines.append(
-            f"| {name} | {test['nats_per_byte']:.3f} | {test['nats_per_token']:.3f} | "
-            f"{other['nats_per_byte']:.3f} |"
-        )
-    sizes = f"{worth['test'][next(iter(worth['test']))]['bytes']:,}"
-    return "\n".join(
-        [*lines, "", f"{sizes} bytes of test text, those that every model reads whole."]
-    )
+    for name in worth["test"]:
+        cells = [f"{worth[split][name]['nats_per_byte']:.3f}" for split in ("test", "validation")]
+        cells += [
+            f"{bounds[split][name]:.4f}" if name in bounds[split] else ""
+            for split in ("test", "validation")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    size = next(iter(worth["test"].values()))["bytes"]
+    note = f"Bytes: of {size:,} that every model reads whole. Bounds: as students are scored."
+    return "\n".join([*lines, "", note])
 
 
 def objectives_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -> str:

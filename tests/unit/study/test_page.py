@@ -23,4 +23,4 @@ def test_the_committed_page_shows_the_committed_results():
     runs, records = read_results(ROOT)
     study = json.loads((ROOT / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
     page = (ROOT / PAGE).read_text(encoding="utf-8")
-    assert fill_page(page, all_tables(runs, records, study["worth"])) == page
+    assert fill_page(page, all_tables(runs, records, study)) == page
