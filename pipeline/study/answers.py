@@ -81,7 +81,7 @@ def views_to_match(
             )
     found = None
     for views in sorted(excess, reverse=True):
-        if excess[views].low > 0:
+        if not excess[views].low <= 0:  # nor where one seed has no interval
             break
         found = views
     return found, excess

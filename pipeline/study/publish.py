@@ -14,6 +14,7 @@ import polars as pl
 from pipeline.demo.corpus import ASSETS
 from pipeline.study.answers import gains, views_to_match
 from pipeline.study.arms import Question
+from pipeline.study.bodies import write_bodies
 from pipeline.study.data import held_out
 from pipeline.study.plots import draw_study
 from pipeline.study.results import RECORDS_FILE, RUNS_FILE, STUDY_FILE, collect
@@ -35,6 +36,7 @@ def publish(asked: list[Question], output: Path, root: Path) -> None:
         "facts": _facts(runs),
         "worth": _worth(start_folder(output)),
         "bounds": _bounds(start_folder(output)),
+        "bodies": _bodies(start_folder(output)),
         "answers": answers(runs, records),
     }
     text = json.dumps(study, indent=1) + "\n"
@@ -83,17 +85,25 @@ def _worth(start: Path) -> dict[str, Any]:
 
 def _bounds(start: Path) -> dict[str, Any]:
     """The held-out bound, as students are scored, of what no run of the study trained."""
-    models = {
-        "the study's start": start,
-        "the demo's student": ASSETS / "student",
-        "teacher B": ASSETS / "teacher-b",
-    }
     return {
         split: {
             name: score_model(model, held_out(split)).content.nll_bound
-            for name, model in models.items()
+            for name, model in _untrained(start).items()
         }
         for split in ("validation", "test")
+    }
+
+
+def _bodies(start: Path) -> dict[str, Any]:
+    """What those write, on the prompts of the test half."""
+    return {name: asdict(write_bodies(model, "test")) for name, model in _untrained(start).items()}
+
+
+def _untrained(start: Path) -> dict[str, Path]:
+    return {
+        "the study's start": start,
+        "the demo's student": ASSETS / "student",
+        "teacher B": ASSETS / "teacher-b",
     }
 
 

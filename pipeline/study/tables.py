@@ -42,20 +42,22 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, study: dict[str, Any])
 
 def worth_table(study: dict[str, Any]) -> str:
     """Likelihood of start and teachers: for a byte, and for a token where that compares."""
-    worth, bounds = study["worth"], study["bounds"]
+    worth, bounds, bodies = study["worth"], study["bounds"], study["bodies"]
     lines = [
-        "| model | nats a byte, test | validation | bound, nats a token, test | validation |",
-        "| --- | --- | --- | --- | --- |",
+        "| model | nats a byte, test | validation | bound, nats a token, test | validation | "
+        "parses, % | token match, % |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in worth["test"]:
         cells = [f"{worth[split][name]['nats_per_byte']:.3f}" for split in ("test", "validation")]
-        cells += [
-            f"{bounds[split][name]:.4f}" if name in bounds[split] else ""
-            for split in ("test", "validation")
-        ]
+        if name in bodies:
+            cells += [f"{bounds[split][name]:.4f}" for split in ("test", "validation")]
+            cells += [f"{100 * bodies[name][what]:.1f}" for what in ("parses", "matches")]
+        else:
+            cells += [""] * 4
         lines.append(f"| {name} | {' | '.join(cells)} |")
     size = next(iter(worth["test"].values()))["bytes"]
-    note = f"Bytes: of {size:,} that every model reads whole. Bounds: as students are scored."
+    note = f"Bytes: of {size:,} that every model reads whole. The rest: as students are scored."
     return "\n".join([*lines, "", note])
 
 

@@ -90,3 +90,10 @@ def test_views_match_from_where_all_larger_numbers_do(
     found, excess = views_to_match(runs, "views B")
     assert found == expected
     assert excess[4].mean == pytest.approx(above[4])
+
+
+def test_one_seed_is_within_no_noise():
+    runs = pl.DataFrame(
+        [_run("views B", "live", 0, [1.0, 1.0, 2.0]), _run("views B", "views 1", 0, [1.0] * 3)]
+    )
+    assert views_to_match(runs, "views B")[0] is None
