@@ -133,9 +133,10 @@ class TidecacheLM(LM):
 
     @torch.no_grad()
     def _weigh(self, context: str, answer: str) -> tuple[float, bool]:
-        context_ids, ids = self._tokenizer.encode(context), self._tokenizer.encode(answer)
+        ids = self._tokenizer.encode(answer)
         if len(ids) == 0:
             return 0.0, True
+        context_ids = self._prompt(context, replace(self._decoding, max_new_tokens=len(ids)))
         masks_DN = draw_masks(context, len(ids), self._num_draws)
         logp_DN = np.zeros(masks_DN.shape)
         is_best_DN = np.ones(masks_DN.shape, dtype=np.bool_)

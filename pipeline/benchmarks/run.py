@@ -3,8 +3,10 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from storage_schemas.errors import RecipeError
@@ -28,6 +30,15 @@ PAPER = {
 SHOTS = {"bbh": 3}
 LOCAL = ("standard_library_choice", "humaneval_local")
 RUNS_CODE = frozenset({"humaneval_instruct", "mbpp_instruct", "humaneval_local"})
+_FOLDERS = (  # of lm-evaluation-harness, where the paper's tasks are
+    "gsm8k",
+    "minerva_math",
+    "benchmarks",
+    "bbh/cot_fewshot",
+    "mmlu_pro",
+    "humaneval",
+    "mbpp",
+)
 _SETS = {"paper": tuple(PAPER), "local": LOCAL}
 
 
@@ -60,7 +71,9 @@ def check_tasks(names: Sequence[str], *, allow_code_execution: bool) -> None:
             f"{', '.join(code)}: these tasks run code that the student writes; expected "
             f"--allow-code-execution, got none. Give it where such code can do no harm"
         )
-    known = {*LOCAL, *task_manager().all_tasks}
+    if set(names) <= {*LOCAL, *PAPER}:
+        return
+    known = {*LOCAL, *task_manager(is_ours=False).all_tasks}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise RecipeError(
@@ -69,11 +82,17 @@ def check_tasks(names: Sequence[str], *, allow_code_execution: bool) -> None:
         )
 
 
-def task_manager() -> Any:
-    """lm-evaluation-harness's own tasks, and ours."""
-    from lm_eval.tasks import TaskManager
+@cache
+def task_manager(*, is_ours: bool) -> Any:
+    """Knows the paper's tasks and ours; else all of the harness's, whose reading takes a while."""
+    import lm_eval.tasks
 
-    return TaskManager(include_path=str(files("pipeline.benchmarks") / "tasks"))
+    own = files("pipeline.benchmarks") / "tasks"
+    stock = Path(str(lm_eval.tasks.__file__)).parent
+    folders = [stock / folder for folder in _FOLDERS] if is_ours else []
+    return cast("Any", lm_eval.tasks).TaskManager(
+        include_path=[str(folder) for folder in (*folders, own)], include_defaults=not is_ours
+    )
 
 
 def run_tasks(
@@ -124,16 +143,22 @@ def _run(
     from pipeline.benchmarks.local import TASKS
 
     is_paper = name in PAPER
-    output = cast("Any", lm_eval).simple_evaluate(
-        lm,
-        tasks=[TASKS[name]() if name in TASKS else name],
-        task_manager=task_manager(),
-        num_fewshot=SHOTS.get(name, 0) if is_paper else None,
-        gen_kwargs={"max_gen_toks": PAPER[name]} if is_paper else None,
-        apply_chat_template=True,
-        limit=limit,
-        log_samples=False,
-        confirm_run_unsafe_code=allow_code_execution,
-        bootstrap_iters=1000,
-    )
+    try:
+        output = cast("Any", lm_eval).simple_evaluate(
+            lm,
+            tasks=[TASKS[name]() if name in TASKS else name],
+            task_manager=task_manager(is_ours=name in TASKS or is_paper),
+            num_fewshot=SHOTS.get(name, 0) if is_paper else None,
+            gen_kwargs={"max_gen_toks": PAPER[name]} if is_paper else None,
+            apply_chat_template=True,
+            limit=limit,
+            log_samples=False,
+            confirm_run_unsafe_code=allow_code_execution,
+            bootstrap_iters=1000,
+        )
+    except (ImportError, OSError) as error:  # a failed download is an OSError
+        raise RecipeError(
+            f"task {name}: expected its data and what it computes with to be there, got: {error}; "
+            f"the data comes from the Hub, and minerva_math wants pip install 'lm-eval[math]'"
+        ) from error
     return cast("dict[str, dict[str, Any]]", output["results"])

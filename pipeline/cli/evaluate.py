@@ -1,11 +1,13 @@
 """`tidecache evaluate`: held-out likelihood on any records, and benchmarks through lm-eval."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.progress import Progress
@@ -51,7 +53,10 @@ def evaluate_checkpoint(
     console = Console()
     found: dict[str, Any] = {
         "checkpoint": checkpoint,
+        "weights": _weights(Path(checkpoint)),
         "block_size": student.block_size,
+        "device": str(student.model.device),
+        "dtype": str(student.model.dtype),
         "tidecache": version("tidecache"),
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -67,6 +72,7 @@ def evaluate_checkpoint(
             "accuracy_L": scores.accuracy_L.tolist(),
             "nats_per_byte": scores.nats_per_byte,
             "files": [str(path) for path in records],
+            "length": length,
         }
     if names:
         results, numbers = _run_tasks(
@@ -77,7 +83,7 @@ def evaluate_checkpoint(
         found["lm_eval"] = version("lm_eval")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1, default=str)
+        text = json.dumps(_without_nan(found), indent=1, default=str, allow_nan=False)
         output.write_text(text + "\n", encoding="utf-8")
         console.print(f"written to {output}")
 
@@ -92,7 +98,7 @@ def score_records(
 ) -> DrawnScores:
     """The bound, its errors and the accuracies on the usable records of these files."""
     config = FilesSource(type="files", paths=tuple(str(path) for path in files))
-    drawn = list(_drawn(student, config, length, draws, max_records))
+    drawn, num_skipped = _draw(student, config, length, draws, max_records)
     with Progress(transient=True) as bar:
         task = bar.add_task("masks", total=None)
         scores = [
@@ -105,16 +111,18 @@ def score_records(
             )
             for masks in drawn
         ]
-    return join_draws(scores, num_bytes=_num_bytes(drawn[0], student.tokenizer))
+    num_bytes = _num_bytes(drawn[0], student.tokenizer)
+    return join_draws(scores, num_bytes=num_bytes, num_skipped=num_skipped)
 
 
-def _drawn(
+def _draw(
     student: Student, config: FilesSource, length: int, draws: int, max_records: int | None
-) -> Iterator[HeldOut]:
+) -> tuple[list[HeldOut], int]:
+    """The masks of each draw, and how many records before the last one could not be used."""
     records = list(held_out_records(config))
     length = -(-length // student.block_size) * student.block_size
-    for draw in range(draws):
-        masks, _ = draw_held_out(
+    drawn = [
+        draw_held_out(
             records,
             student.tokenizer,
             length=length,
@@ -122,7 +130,9 @@ def _drawn(
             max_records=max_records,
             draw=draw,
         )
-        yield masks
+        for draw in range(draws)
+    ]
+    return [masks for masks, _ in drawn], len(drawn[0][1])
 
 
 def _num_bytes(masks: HeldOut, tokenizer: ChatTokenizer) -> int:
@@ -158,7 +168,8 @@ def _run_tasks(
 def _records_table(scores: DrawnScores) -> Table:
     table = Table(
         title=f"{scores.num_records} records, {scores.num_tokens:,} tokens of response, "
-        f"{scores.num_draws} draw{'s' if scores.num_draws > 1 else ''} of masks",
+        f"{scores.num_draws} draw{'s' if scores.num_draws > 1 else ''} of masks"
+        + (f"; {scores.num_skipped} records could not be used" if scores.num_skipped else ""),
         caption="bound: on the negative log-likelihood; ± standard errors: of the masks' draw, and "
         "of the choice of records. t: the share that is masked.",
     )
@@ -183,3 +194,25 @@ def _tasks_table(numbers: "Sequence[TaskScore]", limit: int | None) -> Table:
         error = "" if number.error is None else f"{number.error:.4f}"
         table.add_row(number.task, number.metric, f"{number.value:.4f}", error)
     return table
+
+
+def _weights(folder: Path) -> str | None:
+    """SHA-256 of a local checkpoint's weights; None where the Hub's name says what they are."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        return None
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: _without_nan(inner) for name, inner in fields.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in cast("list[Any]", value)]
+    return None if isinstance(value, float) and math.isnan(value) else value

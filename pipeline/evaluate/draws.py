@@ -16,11 +16,14 @@ class DrawnScores:
     """Means over draws of masks on the same records; nats a token, and nats a byte of its text.
 
     monte_carlo_error: the standard error of the bound that comes from drawing masks; NaN for one
-    draw. record_error: the one that comes from the choice of records.
+    draw. record_error: the one that comes from the choice of records. num_skipped: records that
+    could not be used. fingerprints: of each draw's masks.
     """
 
+    fingerprints: tuple[str, ...]
     num_draws: int
     num_records: int
+    num_skipped: int
     num_tokens: int
     num_bytes: int
     nll_bound: float
@@ -32,11 +35,14 @@ class DrawnScores:
 
     @property
     def nats_per_byte(self) -> float:
-        """The bound of the whole text over its bytes: comparable between tokenizers."""
-        return self.nll_bound * self.num_tokens / self.num_bytes
+        """The bound of the whole text, its ends of turn too, over its bytes; NaN without any."""
+        total = self.nll_bound * self.num_tokens
+        return total / self.num_bytes if self.num_bytes else float("nan")
 
 
-def join_draws(scores: Sequence[HeldOutScores], *, num_bytes: int) -> DrawnScores:
+def join_draws(
+    scores: Sequence[HeldOutScores], *, num_bytes: int, num_skipped: int = 0
+) -> DrawnScores:
     """From the scores under each draw; all of the same records."""
     assert scores, "a draw or more"
     content = [each.content for each in scores]
@@ -48,8 +54,10 @@ def join_draws(scores: Sequence[HeldOutScores], *, num_bytes: int) -> DrawnScore
         accuracy_L = sum(each.num_correct_RL.sum(0) for each in content) / masked_L
     mean_bound_R = np.mean([each.bound_R for each in content], axis=0)
     return DrawnScores(
+        fingerprints=tuple(each.fingerprint for each in scores),
         num_draws=len(scores),
         num_records=len(first.num_maskable_R),
+        num_skipped=num_skipped,
         num_tokens=int(first.num_maskable_R.sum()),
         num_bytes=num_bytes,
         nll_bound=float(bound_D.mean()),

@@ -46,11 +46,11 @@ def _draw_gains(axes: Axes, runs: pl.DataFrame, records: pl.DataFrame, letter: s
             label="seeds (t)" if marker == "o" else "files (bootstrap)",
         )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(y, [gain.label for gain in found])
+    axes.set_yticks(y, [gain.label.replace(" + ", "\n+ ") for gain in found])
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.set_xlabel("nats a token better than CE only")
     axes.set_title(f"Pipeline {letter}: gain over the control")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center right")
     axes.grid(axis="x", alpha=0.25)
 
 
@@ -120,7 +120,7 @@ def _draw_levels(axes: Axes, runs: pl.DataFrame) -> None:
             label=f"{letter}: {best}",
         )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("share of the response that is masked, t")
+    axes.set_xlabel("share masked, t")
     axes.set_ylabel("nats a masked token better than CE only")
     axes.set_title("The best objective, by noise")
     axes.legend(frameon=False, fontsize=8)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import datasets
+import evaluate
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -30,14 +32,50 @@ from storage_schemas.errors import RecipeError
 TASKS = Path(__file__).parents[3] / "pipeline" / "benchmarks" / "tasks"
 
 
+@pytest.fixture(scope="module")
+def lm() -> TidecacheLM:
+    student = load(str(ASSETS / "student"), block_size=16, device="cpu", dtype="float32")
+    decoding = Decoding(max_new_tokens=LONG, block_size=16, steps_per_block=16)
+    return TidecacheLM(student.model, student.tokenizer, decoding)
+
+
 def test_the_papers_eight_tasks_are_known_to_the_harness():
     assert len(PAPER) == 8
-    assert set(PAPER) <= set(task_manager().all_tasks)
+    assert set(PAPER) <= set(task_manager(is_ours=True).all_tasks)
     assert {name for name, tokens in PAPER.items() if tokens == SHORT} == {
         "hellaswag_gen",
         "mmlu_generative_dream",
     }
     assert LONG == 256
+
+
+WHAT_IS_FETCHED = {
+    "gsm8k_cot": "openai/gsm8k",
+    "bbh": "SaylorTwift/bbh",
+    "mmlu_pro": "TIGER-Lab/MMLU-Pro",
+    "hellaswag_gen": "Rowan/hellaswag",
+    "mmlu_generative_dream": "cais/mmlu",
+    "humaneval_instruct": "code_eval",  # before its data: the Hub's own metric
+    "mbpp_instruct": "code_eval",
+}
+
+
+@pytest.mark.parametrize("name", sorted(WHAT_IS_FETCHED))
+def test_each_of_the_papers_tasks_resolves_up_to_its_download(
+    name: str, lm: TidecacheLM, monkeypatch: pytest.MonkeyPatch
+):
+    """The network alone is closed: what is asked for there is noted, and the error says so."""
+    asked: list[str] = []
+
+    def unreachable(path: str, *_: object, **__: object) -> None:
+        asked.append(path)
+        raise ConnectionError(f"no way to {path}")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(evaluate, "load", unreachable)
+    with pytest.raises(RecipeError, match=f"task {name}: .*no way to"):
+        run_tasks(lm, [name], allow_code_execution=True)
+    assert asked[0] == WHAT_IS_FETCHED[name]
 
 
 def test_sets_stand_for_their_tasks_once():
@@ -85,13 +123,6 @@ MMLU = [
         "answer": 2,
     }
 ] * 2
-
-
-@pytest.fixture(scope="module")
-def lm() -> TidecacheLM:
-    student = load(str(ASSETS / "student"), block_size=16, device="cpu", dtype="float32")
-    decoding = Decoding(max_new_tokens=LONG, block_size=16, steps_per_block=16)
-    return TidecacheLM(student.model, student.tokenizer, decoding)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +174,8 @@ def test_local_tasks_run_to_the_end_with_a_real_student(lm: TidecacheLM):
     assert all(0 <= value <= 1 for value in found.values())
 
 
-def test_the_command_scores_records_and_tasks_and_writes_both(tmp_path: Path):
+@pytest.mark.parametrize("draws", ["1", "2"])
+def test_the_command_scores_records_and_tasks_and_writes_both(draws: str, tmp_path: Path):
     records = tmp_path / "held.jsonl"
     lines = [
         {"id": r.id, "messages": [{"role": m.role, "content": m.content} for m in r.messages]}
@@ -152,13 +184,15 @@ def test_the_command_scores_records_and_tasks_and_writes_both(tmp_path: Path):
     records.write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = tmp_path / "scores.json"
     arguments = ["evaluate", str(ASSETS / "student"), "--block-size", "16", "--device", "cpu"]
-    arguments += ["--records", str(records), "--draws", "2", "--length", "128"]
+    arguments += ["--records", str(records), "--draws", draws, "--length", "128"]
     arguments += ["--tasks", "standard_library_choice", "--limit", "2", "--output", str(output)]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    found = json.loads(output.read_text())
-    assert found["records"]["num_draws"] == 2
-    assert found["records"]["monte_carlo_error"] > 0
+    found = json.loads(output.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert found["records"]["num_draws"] == int(draws)
+    error = found["records"]["monte_carlo_error"]
+    assert error is None if draws == "1" else error > 0
+    assert len(set(found["records"]["fingerprints"])) == int(draws)
     assert 0 < found["records"]["nats_per_byte"] < found["records"]["nll_bound"]
     assert "acc,none" in found["tasks"]["standard_library_choice"]
     assert "nats a byte" in done.output

@@ -17,6 +17,12 @@ def test_the_canonical_solution_passes():
     assert verdict.passed, verdict.message
 
 
+def test_a_right_program_may_write_a_file():
+    body = "    with open('notes', 'w') as file:\n        file.write('x')\n"
+    verdict = check_completion(PROBLEM, body + PROBLEM["canonical_solution"], timeout=5.0)
+    assert verdict.passed, verdict.message
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -191,3 +191,18 @@ def test_a_missing_file_and_a_broken_one_are_told_apart(tmp_path: Path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CacheCorruptError, match="draw the masks anew"):
         HeldOut.load(tmp_path / "broken.parquet")
+
+
+def test_each_draw_has_masks_of_its_own_and_the_first_has_the_old_ones(tokenizer: ChatTokenizer):
+    def masks(draw: int) -> HeldOut:
+        drawn, _ = draw_held_out([_record("f")], tokenizer, length=256, block_size=16, draw=draw)
+        return drawn
+
+    assert masks(0).fingerprint == _draw(tokenizer, "f").fingerprint
+    (record,) = masks(0).records
+    old = [
+        draw_mask(record.is_target_S, level, seed=0, record_id="f", view=-1 - index)
+        for index, level in enumerate(LEVELS)
+    ]
+    np.testing.assert_array_equal(record.is_masked_LS, np.stack(old))
+    assert len({masks(draw).fingerprint for draw in range(3)}) == 3
