@@ -11,6 +11,9 @@ import polars as pl
 from pipeline.evaluate.statistics import Interval, bootstrap_interval, paired_interval
 from pipeline.study.results import bounds, bounds_of_records
 
+LIVE, _VIEWS = "live", "views "
+"""Labels of the questions about views."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
@@ -51,7 +54,7 @@ def gain(
     by_file = (
         of_split.with_columns(better=pl.Series(better_R))
         .group_by("file", maintain_order=True)
-        .agg(pl.col("better").sum(), pl.col("tokens").sum())
+        .agg(pl.col("better").sum(), pl.col("tokens").sum().cast(pl.Float64))
     )
     return Gain(
         label=label,
@@ -62,29 +65,27 @@ def gain(
 
 
 def views_to_match(
-    runs: pl.DataFrame, question: str, *, live: str = "live", prefix: str = "views "
-) -> tuple[int | None, dict[int, Interval]]:
-    """The fewest views whose student is within noise of one with a live teacher, and the excesses.
+    runs: pl.DataFrame, records: pl.DataFrame, question: str
+) -> tuple[int | None, dict[int, Gain]]:
+    """The fewest views whose student is within noise of one with a live teacher; the live gains.
 
-    An excess is the bound minus the live one's, over paired seeds. From the number that is named
-    on, every interval includes zero or lies below it.
+    From the number that is named on, the live teacher's gain has intervals, over seeds and over
+    files, that both reach down to zero. Where one seed alone is there, nothing is named.
     """
     rows = runs.filter(pl.col("question") == question)
-    with_live = bounds(rows, question, live)
-    excess: dict[int, Interval] = {}
-    for label in rows["label"].unique(maintain_order=True).to_list():
-        if label.startswith(prefix):
-            cached = bounds(rows, question, label)
-            seeds = sorted(cached.keys() & with_live.keys())
-            excess[int(label.removeprefix(prefix))] = paired_interval(
-                [cached[s] for s in seeds], [with_live[s] for s in seeds]
-            )
+    numbers = sorted(
+        int(label.removeprefix(_VIEWS))
+        for label in rows["label"].unique().to_list()
+        if label.startswith(_VIEWS)
+    )
+    ahead = {n: gain(runs, records, question, LIVE, f"{_VIEWS}{n}") for n in numbers}
     found = None
-    for views in sorted(excess, reverse=True):
-        if not excess[views].low <= 0:  # nor where one seed has no interval
+    for views in reversed(numbers):
+        seeds, texts = ahead[views].over_seeds, ahead[views].over_files
+        if not (seeds.low <= 0 and texts.low <= 0):  # nor where one seed has no interval
             break
         found = views
-    return found, excess
+    return found, ahead
 
 
 def _with_seeds(rows: pl.DataFrame, label: str) -> pl.DataFrame:

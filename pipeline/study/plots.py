@@ -22,7 +22,7 @@ def draw_study(runs: pl.DataFrame, records: pl.DataFrame, path: Path) -> None:
             _draw_gains(axes, runs, records, letter)
         axes = figure.add_subplot(2, 3, column + 4)
         if f"views {letter}" in asked:
-            _draw_views(axes, runs, letter)
+            _draw_views(axes, runs, records, letter)
     if "targets" in asked:
         _draw_targets(figure.add_subplot(2, 3, 3), runs, records)
     if "objectives B" in asked:
@@ -54,10 +54,10 @@ def _draw_gains(axes: Axes, runs: pl.DataFrame, records: pl.DataFrame, letter: s
     axes.grid(axis="x", alpha=0.25)
 
 
-def _draw_views(axes: Axes, runs: pl.DataFrame, letter: str) -> None:
-    _, excess = views_to_match(runs, f"views {letter}")
-    numbers = sorted(excess)
-    intervals = [excess[number] for number in numbers]
+def _draw_views(axes: Axes, runs: pl.DataFrame, records: pl.DataFrame, letter: str) -> None:
+    _, ahead = views_to_match(runs, records, f"views {letter}")
+    numbers = list(ahead)
+    intervals = [ahead[number].over_seeds for number in numbers]
     axes.errorbar(
         numbers,
         [i.mean for i in intervals],

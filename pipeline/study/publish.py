@@ -66,10 +66,10 @@ def answers(runs: pl.DataFrame, records: pl.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for question in runs["question"].unique(maintain_order=True).to_list():
         if question.startswith("views"):
-            views, excess = views_to_match(runs, question)
+            views, ahead = views_to_match(runs, records, question)
             found[question] = {
                 "views_to_match_live": views,
-                "above_live": {str(number): asdict(above) for number, above in excess.items()},
+                "live_ahead": {str(number): asdict(gain) for number, gain in ahead.items()},
             }
         else:
             found[question] = {g.label: asdict(g) for g in gains(runs, records, question)}

@@ -30,7 +30,7 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, study: dict[str, Any])
     found |= {f"tuning-{letter}": tuning_table(runs, f"tuning {letter}") for letter in "AB"}
     found["finished"] = tuning_table(runs, "finished start")
     found |= {f"steps-{letter}": steps_table(runs, f"steps {letter}") for letter in "AB"}
-    found |= {f"views-{letter}": views_table(runs, f"views {letter}") for letter in "AB"}
+    found |= {f"views-{letter}": views_table(runs, records, f"views {letter}") for letter in "AB"}
     found["targets"] = targets_table(runs, records)
     found["knobs"] = "\n\n".join(
         f"**{name}**\n\n{knob_table(runs, records, name)}"
@@ -121,19 +121,26 @@ def steps_table(runs: pl.DataFrame, question: str) -> str:
     return "\n".join(lines)
 
 
-def views_table(runs: pl.DataFrame, question: str) -> str:
+def views_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -> str:
     """How far each number of views is from a live teacher."""
-    found, excess = views_to_match(runs, question)
+    found, ahead = views_to_match(runs, records, question)
     rows = runs.filter(pl.col("question") == question)
-    lines = ["| views a record | times each is read | bound | above the live teacher |"]
-    lines.append("| --- | --- | --- | --- |")
-    for views, above in sorted(excess.items()):
+    lines = [
+        "| views a record | times each is read | bound | above the live teacher, over seeds (p) | "
+        "over files |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for views, gain in ahead.items():
         mine = rows.filter(pl.col("label") == f"views {views}")
         reads = mine["steps"][0] * BATCH / (mine["records"][0] * views)
         mark = " (within noise from here on)" if views == found else ""
-        lines.append(f"| {views}{mark} | {reads:g} | {_mean(mine):.4f} | {_with_p(above)} |")
-    lines.append(f"| live | 1 | {mean_bound(runs, question, 'live'):.4f} | |")
-    return "\n".join(lines)
+        lines.append(
+            f"| {views}{mark} | {reads:g} | {_mean(mine):.4f} | {_with_p(gain.over_seeds)} | "
+            f"{_interval(gain.over_files)} |"
+        )
+    lines.append(f"| live | 1 | {mean_bound(runs, question, 'live'):.4f} | | |")
+    seeds = rows["seed"].n_unique()
+    return "\n".join([*lines, "", f"{seeds} seeds."])
 
 
 def targets_table(runs: pl.DataFrame, records: pl.DataFrame) -> str:

@@ -40,7 +40,7 @@ def main() -> None:
             f"ci_{letter}": [best.over_seeds.low, best.over_seeds.high],
             f"ci_files_{letter}": [best.over_files.low, best.over_files.high],
         }
-    matched = {letter: views_to_match(runs, f"views {letter}")[0] for letter in "AB"}
+    matched = {letter: views_to_match(runs, records, f"views {letter}")[0] for letter in "AB"}
     known = [views for views in matched.values() if views is not None]
     figures |= {
         "views_to_match_live": max(known) if len(known) == len(matched) else None,

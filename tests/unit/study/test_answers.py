@@ -87,13 +87,27 @@ def test_views_match_from_where_all_larger_numbers_do(
             ]
         ]
     )
-    found, excess = views_to_match(runs, "views B")
+    found, ahead = views_to_match(runs, RECORDS, "views B")
     assert found == expected
-    assert excess[4].mean == pytest.approx(above[4])
+    assert ahead[4].over_seeds.mean == pytest.approx(above[4])
 
 
 def test_one_seed_is_within_no_noise():
     runs = pl.DataFrame(
         [_run("views B", "live", 0, [1.0, 1.0, 2.0]), _run("views B", "views 1", 0, [1.0] * 3)]
     )
-    assert views_to_match(runs, "views B")[0] is None
+    assert views_to_match(runs, RECORDS, "views B")[0] is None
+
+
+def test_a_difference_that_only_the_seeds_hide_is_no_noise():
+    """On every file the cache is worse, though seeds differ too much to tell."""
+    runs = pl.DataFrame(
+        [
+            _run("views B", label, seed, [x, x, 2 * x])
+            for seed, luck in enumerate((-0.3, 0.0, 0.6))
+            for label, x in (("live", 1.0), ("views 1", 1.1 + luck))
+        ]
+    )
+    found, ahead = views_to_match(runs, RECORDS, "views B")
+    assert ahead[1].over_seeds.low < 0 < ahead[1].over_files.low
+    assert found is None
