@@ -7,9 +7,7 @@ from typing import Any, Literal
 
 Pipeline = Literal["A", "B"]
 Split = Literal["validation", "test"]
-Targets = Literal[
-    "chunks", "sketch 0.15", "sketch 0.05", "top 8 even", "top 64 even", "top 8 mean logit", "exact"
-]
+Targets = Literal["chunks", "sketch 0.15", "top 8 even", "top 64 even", "exact"]
 
 BATCH = 16
 """Views a step."""

@@ -186,7 +186,7 @@ def views(pipeline: Pipeline) -> Question:
 def targets() -> Question:
     """What is kept of a row: everything, sketches, a top k."""
     best = chosen("B", BEST["B"])
-    kinds = ("exact", "sketch 0.15", "sketch 0.05", "top 64 even", "top 8 even", "top 8 mean logit")
+    kinds = ("exact", "sketch 0.15", "top 64 even", "top 8 even")
     return _test_question(
         "targets",
         "what the student loses by sparse targets",

@@ -44,10 +44,8 @@ _RECIPES = {"A": "demo_cross.toml", "B": "demo_shared.toml"}
 _TARGETS: dict[Targets, tuple[str, ...]] = {
     "chunks": ("targets.k=0",),
     "sketch 0.15": ("targets.tail.type=sketch", "targets.tail.grad_error=0.15"),
-    "sketch 0.05": ("targets.tail.type=sketch", "targets.tail.grad_error=0.05"),
     "top 8 even": ("targets.tail.type=even", "targets.k=8"),
     "top 64 even": ("targets.tail.type=even", "targets.k=64"),
-    "top 8 mean logit": ("targets.tail.type=mean_logit", "targets.k=8"),
     "exact": ("targets.tail.type=even", "targets.k=4096"),
 }
 
@@ -224,7 +222,7 @@ def _masks(split: Any) -> HeldOut:
 
 
 def _reserves(targets: Targets) -> bool:
-    return targets.startswith("sketch") or targets.endswith("mean logit")
+    return targets.startswith("sketch")
 
 
 def write_json(path: Path, row: dict[str, Any]) -> None:

@@ -240,7 +240,13 @@ def test_any_noise_survives_the_resolved_recipe(noise: dict[str, Any]):
 def test_the_resolved_recipe_writes_out_every_default_that_has_an_effect():
     resolved = json.loads(resolved_json(_recipe(objective={"type": "tidal_kl"})))
     assert resolved.keys() == Recipe.model_fields.keys()
-    assert resolved["noise"] == {"compdemo": None, "eps": 0.001, "seed": 0, "views": 4}
+    assert resolved["noise"] == {
+        "compdemo": None,
+        "eps": 0.001,
+        "seed": 0,
+        "times": "stratified",
+        "views": 16,
+    }
     assert resolved["objective"]["tidal"].keys() == TidalConfig.model_fields.keys()
 
 
