@@ -22,7 +22,8 @@ from pipeline.study.run import score_model, start_folder
 from pipeline.study.tables import all_tables, fill_page
 from pipeline.study.worth import worth_of_models
 
-RESULTS, PAGE, PICTURE = "tests/benchmarks/results/study", "docs/evidence.md", "docs/evidence.png"
+RESULTS, PICTURE = "tests/benchmarks/results/study", "docs/evidence.png"
+PAGES = ("docs/evidence.md", "README.md")
 
 
 def publish(asked: list[Question], output: Path, root: Path) -> None:
@@ -46,12 +47,12 @@ def publish(asked: list[Question], output: Path, root: Path) -> None:
 
 
 def fill(root: Path) -> None:
-    """Put the tables of the committed results into the page."""
+    """Put the tables of the committed results into the pages."""
     runs, records = read_results(root)
-    page = root / PAGE
-    if page.exists():
-        study = json.loads((root / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
-        tables = all_tables(runs, records, study)
+    study = json.loads((root / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
+    tables = all_tables(runs, records, study)
+    for name in PAGES:
+        page = root / name
         page.write_text(fill_page(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ def all_tables(runs: pl.DataFrame, records: pl.DataFrame, study: dict[str, Any])
         for letter in "AB"
     }
     found |= {f"tuning-{letter}": tuning_table(runs, f"tuning {letter}") for letter in "AB"}
+    found["readme"] = summary_table(runs, records)
     found["finished"] = tuning_table(runs, "finished start")
     found |= {f"steps-{letter}": steps_table(runs, f"steps {letter}") for letter in "AB"}
     found |= {f"views-{letter}": views_table(runs, records, f"views {letter}") for letter in "AB"}
@@ -84,6 +85,24 @@ def objectives_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -
         )
     num = rows.filter(pl.col("label") == control).height
     return "\n".join([*lines, "", f"{num} seeds; brackets are 95 % intervals."])
+
+
+def summary_table(runs: pl.DataFrame, records: pl.DataFrame) -> str:
+    """The README's table: each objective's gain, the largest first."""
+    lines = [
+        "| pipeline | objective | gain | 95 %, over seeds | 95 %, over test files |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for letter in "BA":
+        found = gains(runs, records, f"objectives {letter}")
+        for gain in sorted(found, key=lambda gain: -gain.over_seeds.mean):
+            seeds, texts = (
+                f"{i.low:+.3f} to {i.high:+.3f}" for i in (gain.over_seeds, gain.over_files)
+            )
+            lines.append(
+                f"| {letter} | {gain.label} | {gain.over_seeds.mean:+.3f} | {seeds} | {texts} |"
+            )
+    return "\n".join(lines)
 
 
 def tuning_table(runs: pl.DataFrame, question: str) -> str:

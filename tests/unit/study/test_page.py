@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from pipeline.study.publish import PAGE, RESULTS, read_results
+import pytest
+
+from pipeline.study.publish import PAGES, RESULTS, answers, read_results
 from pipeline.study.results import STUDY_FILE
 from pipeline.study.tables import all_tables, fill_page
 
@@ -19,8 +21,22 @@ def test_a_table_takes_the_place_between_its_markers_and_nothing_else_moves():
     assert "| new |" in fill_page(empty, {"views-A": "| new |"})
 
 
-def test_the_committed_page_shows_the_committed_results():
+@pytest.mark.parametrize("name", PAGES)
+def test_the_committed_pages_show_the_committed_results(name: str):
     runs, records = read_results(ROOT)
     study = json.loads((ROOT / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
-    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    page = (ROOT / name).read_text(encoding="utf-8")
+    assert "<!-- table " in page
     assert fill_page(page, all_tables(runs, records, study)) == page
+
+
+def test_the_committed_answers_are_those_of_the_committed_runs():
+    runs, records = read_results(ROOT)
+    study = json.loads((ROOT / RESULTS / STUDY_FILE).read_text(encoding="utf-8"))
+    again = json.loads(json.dumps(answers(runs, records)))
+    assert again.keys() == study["answers"].keys()
+    for letter in "AB":
+        for label, gain in again[f"objectives {letter}"].items():
+            committed = study["answers"][f"objectives {letter}"][label]
+            for kind in ("over_seeds", "over_files"):
+                assert gain[kind]["mean"] == pytest.approx(committed[kind]["mean"], abs=1e-9)
