@@ -237,9 +237,7 @@ def times(pipeline: Pipeline) -> Question:
 
 def ratio() -> Question:
     """CompDemo's share of shown positions, and none."""
-    arms = {
-        f"ratio {share:g}": chosen("B", "tidal_kl", compdemo=share) for share in (0.5, 0.25, 0.75)
-    }
+    arms = {f"ratio {share:g}": chosen("B", "tidal_kl", compdemo=share) for share in (0.5, 0.25)}
     return _test_question(
         "knob: CompDemo's ratio",
         "how much a pass should be shown",
