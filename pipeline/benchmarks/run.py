@@ -1,7 +1,7 @@
 """Which tasks are asked, with which settings, and what comes of it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from pipeline.benchmarks.needs import check_math, runs_code
 from storage_schemas.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -59,27 +60,27 @@ def task_names(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_tasks(names: Sequence[str], *, allow_code_execution: bool) -> None:
-    """Raise before anything is loaded: the harness is missing, a name unknown, code not allowed."""
+    """Raise before anything is loaded: a package is missing, a name unknown, code not allowed."""
     if find_spec("lm_eval") is None:
         raise RecipeError(
             "expected lm-evaluation-harness to be installed for --tasks, got no such package; run "
             "pip install 'tidecache[evaluate]'"
         )
-    code = [name for name in names if name in RUNS_CODE]
-    if code and not allow_code_execution:
-        raise RecipeError(
-            f"{', '.join(code)}: these tasks run code that the student writes; expected "
-            f"--allow-code-execution, got none. Give it where such code can do no harm"
-        )
-    if set(names) <= {*LOCAL, *PAPER}:
-        return
-    known = {*LOCAL, *task_manager(is_ours=False).all_tasks}
-    unknown = [name for name in names if name not in known]
+    others = [name for name in names if name not in {*LOCAL, *PAPER}]
+    index: Mapping[str, Any] = task_manager(is_ours=False).task_index if others else {}
+    unknown = [name for name in others if name not in index]
     if unknown:
         raise RecipeError(
             f"expected tasks of lm-evaluation-harness's or tidecache's, got {', '.join(unknown)}; "
             f"'paper' and 'local' name sets, and `lm_eval ls tasks` lists all"
         )
+    code = [name for name in names if name in RUNS_CODE or runs_code(name, index)]
+    if code and not allow_code_execution:
+        raise RecipeError(
+            f"{', '.join(code)}: these tasks run code that the student writes; expected "
+            f"--allow-code-execution, got none. Give it where such code can do no harm"
+        )
+    check_math(names)
 
 
 @cache

@@ -83,11 +83,30 @@ def test_sets_stand_for_their_tasks_once():
     assert task_names(["paper"]) == tuple(PAPER)
 
 
-@pytest.mark.parametrize("name", sorted(RUNS_CODE))
+@pytest.mark.parametrize(
+    "name",
+    [
+        *sorted(RUNS_CODE),
+        "humaneval",
+        "mbpp_plus",  # marked in a file that it includes
+        "humaneval_infilling",  # a group
+    ],
+)
 def test_code_runs_only_where_it_is_allowed(name: str):
     with pytest.raises(RecipeError, match="--allow-code-execution"):
         check_tasks([name], allow_code_execution=False)
     check_tasks([name], allow_code_execution=True)
+
+
+@pytest.mark.parametrize("name", ["gsm8k_cot", "bbh", "mmlu", "hellaswag_gen"])
+def test_tasks_that_run_no_code_are_not_refused(name: str):
+    check_tasks([name], allow_code_execution=False)
+
+
+def test_formulas_need_their_packages_before_any_task_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipeline.benchmarks.needs.version", lambda _: "4.13.2")
+    with pytest.raises(RecipeError, match=r"minerva_math.*4\.13\.2.*lm-eval\[math\]"):
+        check_tasks(["gsm8k_cot", "minerva_math"], allow_code_execution=False)
 
 
 def test_an_unknown_task_is_named():
