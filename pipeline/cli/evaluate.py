@@ -80,6 +80,7 @@ def evaluate_checkpoint(
         )
         console.print(_tasks_table(numbers, limit))
         found["tasks"] = results
+        found["limit"] = limit
         found["lm_eval"] = version("lm_eval")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
