@@ -203,7 +203,8 @@ def temperature() -> Question:
     return _test_question(
         "knob: T in Reverse CALM",
         "where the threshold 0.5^T should lie",
-        {
+        {"CE only": chosen("A", "masked_nll")}
+        | {
             f"T = {t:g}, threshold {0.5**t:.3g}": _arm("A", replace(mine, temperature=t), rate)
             for t in (mine.temperature, *others)
         },

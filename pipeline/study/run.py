@@ -113,7 +113,7 @@ def make_cache(arm: CacheArm, seed: int, output: Path) -> dict[str, Any]:
             "digest": summary.digest,
             "seconds": summary.seconds,
             # without the basis of sketches, once a cache: for so few positions it would be most
-            "bytes": sum(file.stat().st_size for file in (folder / "shards").rglob("*.*")),
+            "bytes": sum(file.stat().st_size for file in _files(folder / "shards")),
             "counts": summary.counts.model_dump(mode="json"),
         }
         write_json(about, row)
@@ -219,6 +219,10 @@ def score_fields(scores: HeldOutScores) -> dict[str, Any]:
 @cache
 def _masks(split: Any) -> HeldOut:
     return held_out(split)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _reserves(targets: Targets) -> bool:
