@@ -80,7 +80,7 @@ def objectives_table(runs: pl.DataFrame, records: pl.DataFrame, question: str) -
             f"{'(control)' if gain is None else _with_p(gain.over_seeds)} | "
             f"{'' if gain is None else _interval(gain.over_files)} | "
             f"{100 * _mean(mine, 'accuracy'):.2f} | "
-            f"{'' if gain is None else _interval(gain.accuracy, 100, 2)} | "
+            f"{'' if gain is None else _interval(gain.accuracy, 100.0, 2)} | "
             f"{100 * _mean(mine, 'parses'):.1f} | {100 * _mean(mine, 'matches'):.1f} |"
         )
     num = rows.filter(pl.col("label") == control).height
@@ -214,7 +214,7 @@ def _mean(rows: pl.DataFrame, column: str = "bound") -> float:
     return float(np.mean(rows[column].to_list())) if column in rows.columns else float("nan")
 
 
-def _interval(interval: Interval, scale: float = 1, digits: int = 4) -> str:
+def _interval(interval: Interval, scale: float = 1.0, digits: int = 4) -> str:
     low, mean, high = (scale * value for value in (interval.low, interval.mean, interval.high))
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
