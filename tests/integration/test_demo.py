@@ -181,8 +181,8 @@ def test_a_second_run_finds_caches_and_students(twice: tuple[Path, str]):
         ).stat().st_mtime_ns
 
 
-def test_the_teacher_can_be_removed_between_the_stages(assets: Path, tmp_path: Path):
-    logging.getLogger("pipeline").setLevel(logging.ERROR)
+def test_the_teacher_can_be_removed_between_the_stages(assets: Path, tmp_path: Path, caplog):
+    caplog.set_level(logging.ERROR, logger="pipeline")  # put back after the test, as others warn
     copies = tmp_path / "assets"
     shutil.copytree(assets, copies)
     recipes = write_recipes(tmp_path / "out", QUICK, copies)
