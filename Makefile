@@ -57,7 +57,7 @@ bench-student: $(VENV)/.installed
 bench-student-gpu: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_student_gpu.py
 
-# An hour and a half on 2 cores; stopped, it goes on where it was. Two processes share the runs.
+# Hours on 2 cores; stopped, it goes on where it was. Two processes share the runs.
 # Rewrites tests/benchmarks/results/study/, docs/evidence.png and the tables of docs/evidence.md.
 study: $(VENV)/.installed
 	$(BIN)/python -m pipeline.study $(STUDY) & $(BIN)/python -m pipeline.study $(STUDY); wait

@@ -10,6 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
+from flows.parameters import (
+    Objective,
+    Output,
+    Overrides,
+    Positive,
+    RecipeFile,
+    as_overrides,
+)
 from flows.progress import report_metrics
 from flows.results import train_result
 from flows.run_log import hide_tracebacks_of_user_errors
@@ -21,13 +29,41 @@ hide_tracebacks_of_user_errors()
 
 
 @flow(name="student-train", persist_result=False)
-def student_train(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any] | State[Any]:
+def student_train(
+    recipe: RecipeFile,
+    overrides: Overrides = (),
+    objective: Objective = None,
+    temperature: Positive = None,
+    learning_rate: Positive = None,
+    epochs: Positive = None,
+    seed: int | None = None,
+    output: Output = None,
+) -> dict[str, Any] | State[Any]:
     """Train the recipe's student: from its last checkpoint, or not at all if it is finished.
 
     On SIGTERM a checkpoint is saved and the run is Cancelled; a later run goes on from there.
+
+    Args:
+        recipe: Path of the recipe where this runs; absolute in a deployment.
+        overrides: Any keys of the recipe, as in `train.batch_size=16`.
+        objective: `objective.type`; the other settings of `[objective]` start anew.
+        temperature: `objective.temperature`.
+        learning_rate: `train.learning_rate`.
+        epochs: `train.epochs`.
+        seed: `train.seed`.
+        output: `train.output`: where the student goes. Other settings are another student, which
+            wants a folder of its own.
     """
+    asked = as_overrides(
+        objective__type=objective,
+        objective__temperature=temperature,
+        train__learning_rate=learning_rate,
+        train__epochs=epochs,
+        train__seed=seed,
+        train__output=output,
+    )
     with stop_on_sigterm() as stop:
-        result = _train_task(stop)(recipe, overrides)
+        result = _train_task(stop)(recipe, (*overrides, *asked))
     if not result["is_complete"]:
         return Cancelled(message=f"stopped at step {result['steps']}; run again to go on")
     return result

@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from prefect.states import Cancelled
 
 from flows.events import committed_event
+from flows.parameters import Overrides, RecipeFile, Views, as_overrides
 from flows.progress import report_shards
 from flows.results import cache_result
 from flows.run_log import hide_tracebacks_of_user_errors
@@ -33,15 +34,23 @@ hide_tracebacks_of_user_errors()
 
 
 @flow(name="teacher-cache", persist_result=False)
-def teacher_cache(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any] | State:
+def teacher_cache(
+    recipe: RecipeFile, overrides: Overrides = (), views: Views = None
+) -> dict[str, Any] | State:
     """Make the shards that the recipe's cache lacks; then say so with `teacher-cache.committed`.
 
     A process holds one teacher and makes one shard after the other: this process, or each of the
     recipe's [workers]. On SIGTERM the shards in flight are committed, no other starts, and the run
     is Cancelled; a later run goes on from there.
+
+    Args:
+        recipe: Path of the recipe where this runs; absolute in a deployment.
+        overrides: Any keys of the recipe, as in `teacher.batch_tokens=8192`.
+        views: `noise.views`; more than a cache has extend it.
     """
     with stop_on_sigterm() as stop:
-        summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
+        loaded = load_recipe(Path(recipe), (*overrides, *as_overrides(noise__views=views)))
+        summary = _make_shards(loaded, stop)
     result = cache_result(summary)
     if not summary.is_complete:
         views = result["views"]

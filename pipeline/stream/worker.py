@@ -5,7 +5,6 @@ on; a fork server would be one more process to end, to save each worker a few se
 """
 
 import os
-import signal
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -52,8 +51,12 @@ class ShareDataset(IterableDataset[Any]):
 
 
 def start_worker(worker: int) -> None:
-    """Leaves Ctrl-C to the training process, and ends with it, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves signals to the training process, and ends with it, however that ends.
+
+    A terminal's Ctrl-C and an orchestrator's SIGTERM go to the whole process group of a run; the
+    training process has a checkpoint to save first, and needs its batches until then.
+    """
+    os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 

@@ -1,7 +1,7 @@
 """The study's questions, in the order in which they are answered.
 
 Settings are chosen by the tuning questions, on validation files and seeds of their own; the others
-use what was chosen (`CHOSEN`), new seeds and the test files, which nothing saw before.
+use what was chosen (`CHOSEN`), new seeds and the test files, by which nothing was chosen.
 
 The primary metric, named before the runs: held-out likelihood for the forward objectives; masked
 accuracy and what is written (share that parses, token match) for the reverse ones, which seek modes
