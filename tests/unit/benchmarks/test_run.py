@@ -214,6 +214,10 @@ def test_the_command_scores_records_and_tasks_and_writes_both(draws: str, tmp_pa
     assert len(set(found["records"]["fingerprints"])) == int(draws)
     assert 0 < found["records"]["nats_per_byte"] < found["records"]["nll_bound"]
     assert "acc,none" in found["tasks"]["standard_library_choice"]
+    asked = found["tasks"]["standard_library_choice"]["asked"]
+    assert (asked["questions"], asked["num_fewshot"]) == (2, 0)
+    assert (found["batch_size"], found["decoding"]["block_size"]) == (8, 16)
+    assert found["recipe"] is None
     assert "nats a byte" in done.output
 
 

@@ -1,0 +1,129 @@
+"""What an operator waits for and may lose, with a real Prefect server and worker on loopback.
+
+`make bench-operations`; the last line is JSON. deploy_to_first_shard_s: from `prefect deploy` to the
+first shard in the ledger, of a run started by hand as soon as the deployment is there, with a
+worker that waits. cancel_to_exit_s: from the cancellation of a training that has a loader process
+to the end of its last process. orphans: processes of the cancelled and of the killed runs that are
+still there after that. kill_resume_lost: what was committed before a SIGKILL and is made again by
+the next run: shards of stage 1, and steps of stage 2 up to its last checkpoint.
+doc_commands_run, doc_commands_failed: commands of README and docs. hostile_inputs, hostile_accepted:
+recipes, manifests, shards and checkpoints that mean harm.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.docs.commands import run_doc_commands
+from tests.hostile.cases import run_cases
+from tests.operations import STUDENT, TEACHER, Operations, operations
+from tests.tiny_recipe import save_models, write_recipe_file
+
+RECORDS = 48
+SETTLE_SECONDS = 10
+LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
+
+
+def main() -> None:
+    """Measure, and print the line."""
+    with tempfile.TemporaryDirectory(prefix="bench-operations-") as name:
+        folder = Path(name)
+        (folder / "models").mkdir()
+        models = save_models(folder / "models")
+        recipe = write_recipe_file(folder / "tiny", models, records=RECORDS, records_per_part=1)
+        with operations(folder / "prefect") as ops:
+            figures = {**deploy_and_kill(ops, recipe), **cancel_and_kill(ops, recipe)}
+    documents = run_doc_commands()
+    hostile = run_cases()
+    for outcome in (one for one in documents if not one.ok):
+        print(f"FAILED {outcome}", file=sys.stderr)
+    for case in (one for one in hostile if one.accepted):
+        print(f"ACCEPTED {case}", file=sys.stderr)
+    figures |= {
+        "kill_resume_lost": figures.pop("shards_lost") + figures.pop("steps_lost"),
+        "doc_commands_run": len(documents),
+        "doc_commands_failed": sum(not one.ok for one in documents),
+        "hostile_inputs": len(hostile),
+        "hostile_accepted": sum(one.accepted for one in hostile),
+        "machine": f"{os.cpu_count()} CPU cores",
+    }
+    print(json.dumps(figures), flush=True)
+
+
+def deploy_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
+    """Stage 1: deployed, started, killed in the middle, and resumed."""
+    ops.worker()
+    ops.prefect("work-pool", "create", "--type", "process", "tidecache")
+    began = time.monotonic()
+    ops.deploy(recipe, str(recipe.parent / "cache"))
+    run = ops.run(TEACHER)
+    ops.until(lambda: _ledger(recipe))
+    to_first_shard = time.monotonic() - began
+    ops.flow_process(run).kill()
+    assert ops.end_of(run)["type"] == "CRASHED", ops.log(run)
+    kept = _ledger(recipe)
+    assert 0 < len(kept) < RECORDS, "killed before its end"
+    again = ops.run(TEACHER)
+    assert ops.end_of(again)["type"] == "COMPLETED", ops.log(again)
+    made = _ledger(recipe)
+    assert len(made) == RECORDS, "the resumed run made all that was missing"
+    return {
+        "deploy_to_first_shard_s": round(to_first_shard, 1),
+        "shards_lost": len(kept.items() - made.items()),
+    }
+
+
+def cancel_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
+    """Stage 2: cancelled in the middle; another student killed after a checkpoint, and resumed."""
+    chained = ops.chained(recipe)["id"]
+    assert ops.end_of(chained)["type"] == "COMPLETED", ops.log(chained)
+    cancelled = ops.run(STUDENT, overrides=LONG, output=str(recipe.parent / "cancelled"))
+    first = _family_at_step(ops, cancelled, 3)
+    began = time.monotonic()
+    ops.cancel(cancelled)
+    psutil.wait_procs(first, timeout=120)
+    to_exit = time.monotonic() - began
+    assert ops.end_of(cancelled)["type"] == "CANCELLED", ops.log(cancelled)
+    assert list((recipe.parent / "cancelled").glob("checkpoint-*")), "a checkpoint was saved"
+
+    output = recipe.parent / "killed"
+    overrides = [*LONG, "train.save_steps=5"]
+    killed = ops.run(STUDENT, overrides=overrides, output=str(output))
+    second = _family_at_step(ops, killed, 7)
+    second[0].kill()
+    assert ops.end_of(killed)["type"] == "CRASHED", ops.log(killed)
+    saved = max(int(one.name.removeprefix("checkpoint-")) for one in output.glob("checkpoint-*"))
+    again = ops.run(STUDENT, overrides=overrides, output=str(output))
+    third = _family_at_step(ops, again, saved + 1)
+    resumed = next(line for line in ops.log(again).splitlines() if line.startswith("step "))
+    ops.cancel(again)
+    ops.end_of(again)
+    orphans = psutil.wait_procs([*first, *second, *third], timeout=SETTLE_SECONDS)[1]
+    return {
+        "cancel_to_exit_s": round(to_exit, 1),
+        "orphans": len(orphans),
+        "steps_lost": saved + 1 - int(resumed.split()[1]),
+    }
+
+
+def _family_at_step(ops: Operations, run: str, step: int) -> list[psutil.Process]:
+    """A training's process and those that it started, once its log tells of a step."""
+    process = ops.flow_process(run)
+    ops.until(lambda: f"step {step} of" in ops.log(run))
+    family = [process, *process.children(recursive=True)]
+    assert len(family) > 1, "a loader process beside the training's own"
+    return family
+
+
+def _ledger(recipe: Path) -> dict[str, int]:
+    entries = (recipe.parent / "cache" / "ledger").glob("*.json")
+    return {entry.name: entry.stat().st_mtime_ns for entry in entries}
+
+
+if __name__ == "__main__":
+    main()

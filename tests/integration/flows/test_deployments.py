@@ -1,0 +1,163 @@
+"""flows/prefect.yaml on a real server with a real worker: what one does, and what may happen."""
+
+import json
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.cache.inspect import scan_views
+from tests.operations import STUDENT, TEACHER, Operations, operations
+
+NUM_RECORDS = 24
+LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory) -> Iterator[Operations]:
+    with operations(tmp_path_factory.mktemp("operations")) as made:
+        made.worker()
+        yield made
+
+
+@pytest.fixture
+def deployed(ops: Operations, write_recipe) -> Path:
+    """A recipe of this test's own, deployed."""
+    recipe = write_recipe(records=NUM_RECORDS, records_per_part=1)
+    ops.deploy(recipe, str(recipe.parent / "cache"))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def deployed_once(ops: Operations, tmp_path_factory) -> None:
+    """Deployments that are only looked at."""
+    ops.deploy(tmp_path_factory.mktemp("once") / "recipe.toml", "/data/cache")
+
+
+def ended(ops: Operations, run: str, state: str) -> None:
+    assert ops.end_of(run)["type"] == state, ops.log(run)
+
+
+def shards_of(recipe: Path) -> dict[str, int]:
+    """Each shard's ledger entry and when it was written."""
+    ledger = (recipe.parent / "cache" / "ledger").glob("*.json")
+    return {entry.name: entry.stat().st_mtime_ns for entry in ledger}
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "complaint"),
+    [
+        (TEACHER, {"views": 0}, "views"),
+        (TEACHER, {"overrides": ["no value"]}, "overrides"),
+        (TEACHER, {"recipe": "recipe.yaml"}, "recipe"),
+        (STUDENT, {"objective": "distil"}, "objective"),
+        (STUDENT, {"temperature": 0}, "temperature"),
+        (STUDENT, {"output": ""}, "output"),
+    ],
+)
+@pytest.mark.usefixtures("deployed_once")
+def test_the_server_refuses_what_cannot_be(ops, deployment, parameters, complaint):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ops.run(deployment, **parameters)
+    assert f"Validation failed for field '{complaint}" in refusal.value.read().decode()
+
+
+@pytest.mark.usefixtures("deployed_once")
+def test_a_form_shows_each_parameter_by_itself_and_says_what_it_is(ops):
+    for name in (TEACHER, STUDENT):
+        fields = ops.deployment(name)["parameter_openapi_schema"]["properties"].values()
+        assert all(field["description"] for field in fields)
+        assert not [field for field in fields if field.get("type") == "object" or "$ref" in field]
+
+
+def test_by_hand_with_other_parameters_then_the_chain_then_the_student_alone(ops, deployed):
+    ended(ops, ops.run(TEACHER, views=1), "COMPLETED")
+    views = scan_views(deployed.parent / "cache").select("view").collect()
+    assert views["view"].to_list() == [0] * NUM_RECORDS
+    chained = ops.chained(deployed)
+    ended(ops, chained["id"], "COMPLETED")
+    assert chained["created_by"]["type"] == "AUTOMATION"
+    assert (deployed.parent / "student" / "summary.json").exists()
+    other = deployed.parent / "calm"
+    again = ops.run(STUDENT, objective="calm", temperature=1.0, seed=3, output=str(other))
+    ended(ops, again, "COMPLETED")
+    recipe = json.loads((other / "final" / "recipe.json").read_text())
+    assert (recipe["objective"]["type"], recipe["objective"]["temperature"]) == ("calm", 1.0)
+    assert recipe["train"]["seed"] == 3
+    assert len(ops.runs("teacher-cache", deployed)) == 1
+
+
+def test_a_schedule_starts_the_teacher_and_the_commit_the_student(ops, deployed):
+    teacher = ops.deployment(TEACHER)
+    (nightly,) = teacher["schedules"]
+    assert nightly["schedule"]["cron"] == "0 2 * * *"
+    often = {"schedule": {"interval": 15}, "active": True}
+    (added,) = ops.api("POST", f"deployments/{teacher['id']}/schedules", [often])
+    ops.until(lambda: any(run["start_time"] for run in ops.runs("teacher-cache", deployed)))
+    ops.api("DELETE", f"deployments/{teacher['id']}/schedules/{added['id']}")
+    first = next(run for run in ops.runs("teacher-cache", deployed) if run["start_time"])
+    assert first["auto_scheduled"]
+    ended(ops, first["id"], "COMPLETED")
+    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    assert (deployed.parent / "student" / "summary.json").exists()
+
+
+def test_a_cancelled_training_saves_a_checkpoint_leaves_no_process_and_goes_on(ops, deployed):
+    ended(ops, ops.run(TEACHER), "COMPLETED")
+    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    output = deployed.parent / "long"
+    run = ops.run(STUDENT, overrides=LONG, output=str(output))
+    process = ops.flow_process(run)
+    ops.until(lambda: "step 3 of" in ops.log(run))
+    family = [process, *process.children(recursive=True)]
+    assert any("spawn_main" in " ".join(one.cmdline()) for one in family), "a loader's process"
+    ops.cancel(run)
+    ended(ops, run, "CANCELLED")
+    assert psutil.wait_procs(family, timeout=15)[1] == []
+    (saved,) = output.glob("checkpoint-*")
+    step = int(saved.name.removeprefix("checkpoint-"))
+    assert step >= 3
+    again = ops.run(STUDENT, overrides=LONG, output=str(output))
+    ops.until(lambda: f"step {step + 1} of" in ops.log(again))
+    ops.cancel(again)
+    ended(ops, again, "CANCELLED")
+    assert "step 1 of" not in ops.log(again)
+
+
+def test_a_killed_teacher_is_marked_and_the_next_run_makes_only_what_is_missing(ops, deployed):
+    run = ops.run(TEACHER)
+    ops.until(lambda: len(shards_of(deployed)) >= 2)
+    ops.flow_process(run).kill()
+    ended(ops, run, "CRASHED")
+    kept = shards_of(deployed)
+    assert 2 <= len(kept) < NUM_RECORDS, "killed in mid-run"
+    assert ops.runs("student-train", deployed) == [], "an unfinished cache starts no student"
+    again = ops.run(TEACHER)
+    ended(ops, again, "COMPLETED")
+    assert f"{len(kept)} shards found" in ops.log(again)
+    made = shards_of(deployed)
+    assert len(made) == NUM_RECORDS
+    assert kept.items() <= made.items()
+    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+
+
+def test_a_killed_training_is_marked_and_the_next_run_goes_on_from_its_checkpoint(ops, deployed):
+    ended(ops, ops.run(TEACHER), "COMPLETED")
+    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    output = deployed.parent / "long"
+    overrides = [*LONG, "train.save_steps=5"]
+    run = ops.run(STUDENT, overrides=overrides, output=str(output))
+    process = ops.flow_process(run)
+    ops.until(lambda: "step 7 of" in ops.log(run))
+    family = [process, *process.children(recursive=True)]
+    process.kill()
+    ended(ops, run, "CRASHED")
+    assert psutil.wait_procs(family, timeout=15)[1] == []
+    saved = max(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
+    again = ops.run(STUDENT, overrides=overrides, output=str(output))
+    ops.until(lambda: f"step {saved + 1} of" in ops.log(again))
+    ops.cancel(again)
+    ended(ops, again, "CANCELLED")
+    assert "step 1 of" not in ops.log(again)
