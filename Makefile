@@ -12,7 +12,8 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
 .PHONY: demo test test-vllm check format study bench-demo bench-cache bench-teacher bench-student \
-    bench-student-gpu bench-sampler bench-evidence train-models clean
+    bench-student-gpu bench-sampler bench-evidence \
+    bench-operations train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -66,6 +67,10 @@ study: $(VENV)/.installed
 # Checks the committed results of the study and computes the answers from them; the last line is JSON.
 bench-evidence: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_evidence.py
+
+# Deploys, cancels and kills real runs; runs every command of the docs; reads hostile files. JSON.
+bench-operations: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.bench_operations
 
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed

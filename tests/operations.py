@@ -47,14 +47,14 @@ class Operations:
         assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def start(self, *arguments: str) -> psutil.Popen:
+    def start(self, *arguments: str, **variables: str) -> psutil.Popen:
         """Prefect's command as a process that goes on; it is killed when the context ends."""
         log = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
         with log.open("wb") as output:
             process = psutil.Popen(
                 [*PREFECT, *arguments],
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -96,18 +96,22 @@ class Operations:
             TIDECACHE_CACHE=cache,
         )
 
-    def worker(self) -> psutil.Popen:
-        """One worker for both stages, one run at a time."""
-        return self.start("worker", "start", "--pool", "tidecache", "--limit", "1")
+    def worker(self, *queues: str, **variables: str) -> psutil.Popen:
+        """A worker that runs one stage at a time: of these queues, or of both stages'."""
+        chosen = [word for queue in queues for word in ("--work-queue", queue)]
+        arguments = ("worker", "start", "--pool", "tidecache", "--limit", "1", *chosen)
+        return self.start(*arguments, **variables)
 
     def deployment(self, name: str) -> dict[str, Any]:
         """The deployment FLOW/NAME."""
         return self.api("GET", f"deployments/name/{name}")
 
-    def run(self, deployment: str, **parameters: object) -> str:
-        """A run by hand, with other parameters; its id."""
+    def run(self, deployment: str, *, queue: str | None = None, **parameters: object) -> str:
+        """A run by hand, with other parameters, in another queue if one is named; its id."""
         number = self.deployment(deployment)["id"]
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        body: dict[str, object] = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        if queue is not None:
+            body["work_queue_name"] = queue
         return self.api("POST", f"deployments/{number}/create_flow_run", body)["id"]
 
     def runs(self, flow: str, recipe: Path) -> list[dict[str, Any]]:

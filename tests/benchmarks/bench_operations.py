@@ -1,13 +1,13 @@
 """What an operator waits for and may lose, with a real Prefect server and worker on loopback.
 
-`make bench-operations`; the last line is JSON. deploy_to_first_shard_s: from `prefect deploy` to the
-first shard in the ledger, of a run started by hand as soon as the deployment is there, with a
+`make bench-operations`; the last line is JSON. deploy_to_first_shard_s: from `prefect deploy` to
+the first shard in the ledger, of a run started by hand as soon as the deployment is there, with a
 worker that waits. cancel_to_exit_s: from the cancellation of a training that has a loader process
 to the end of its last process. orphans: processes of the cancelled and of the killed runs that are
 still there after that. kill_resume_lost: what was committed before a SIGKILL and is made again by
 the next run: shards of stage 1, and steps of stage 2 up to its last checkpoint.
-doc_commands_run, doc_commands_failed: commands of README and docs. hostile_inputs, hostile_accepted:
-recipes, manifests, shards and checkpoints that mean harm.
+doc_commands_run, doc_commands_failed: commands of README and docs. hostile_inputs and
+hostile_accepted: recipes, manifests, shards and checkpoints that mean harm.
 """
 
 import json
@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 import psutil
-
 from tests.docs.commands import run_doc_commands
 from tests.hostile.cases import run_cases
+
 from tests.operations import STUDENT, TEACHER, Operations, operations
 from tests.tiny_recipe import save_models, write_recipe_file
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from pipeline.cache.inspect import scan_views
-from tests.operations import STUDENT, TEACHER, Operations, operations
+from tests.operations import ROOT, STUDENT, TEACHER, Operations, operations
 
 NUM_RECORDS = 24
 LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
@@ -18,7 +18,7 @@ LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1
 @pytest.fixture(scope="module")
 def ops(tmp_path_factory) -> Iterator[Operations]:
     with operations(tmp_path_factory.mktemp("operations")) as made:
-        made.worker()
+        made.worker("teacher", "student")
         yield made
 
 
@@ -162,3 +162,20 @@ def test_a_killed_training_is_marked_and_the_next_run_goes_on_from_its_checkpoin
     ops.cancel(again)
     ended(ops, again, "CANCELLED")
     assert "step 1 of" not in ops.log(again)
+
+
+def test_a_run_whose_worker_and_machine_are_gone_is_marked(ops, deployed):
+    text = (ROOT / "flows" / "lost_runs.yaml").read_text()
+    assert "within: 600" in text
+    quick = deployed.parent / "lost_runs.yaml"
+    quick.write_text(text.replace("within: 600", "within: 40"))  # the shortest heartbeat is 30 s
+    ops.prefect("automation", "create", "--from-file", str(quick))
+    lost = ops.worker("lost", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
+    run = ops.run(TEACHER, queue="lost", views=1)
+    process = ops.flow_process(run)
+    ops.until(lambda: shards_of(deployed))
+    lost.kill()
+    process.kill()
+    assert ops.state(run)["type"] == "RUNNING"
+    ended(ops, run, "CRASHED")
+    assert "no heartbeat" in ops.state(run)["message"]
