@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-RecipeFile = Annotated[str, Field(pattern=r"\.(toml|json)$")]
-Overrides = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*=")], ...], Field()]
+RecipeFile = Annotated[str, Field(min_length=1)]
+Overrides = Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=")], ...], Field()]
 Views = Annotated[int | None, Field(ge=1)]
 Objective = (
     Literal[

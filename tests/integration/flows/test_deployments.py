@@ -51,7 +51,7 @@ def shards_of(recipe: Path) -> dict[str, int]:
     [
         (TEACHER, {"views": 0}, "views"),
         (TEACHER, {"overrides": ["no value"]}, "overrides"),
-        (TEACHER, {"recipe": "recipe.yaml"}, "recipe"),
+        (TEACHER, {"recipe": ""}, "recipe"),
         (STUDENT, {"objective": "distil"}, "objective"),
         (STUDENT, {"temperature": 0}, "temperature"),
         (STUDENT, {"output": ""}, "output"),
