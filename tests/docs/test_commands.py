@@ -28,9 +28,7 @@ def world():
         yield made
 
 
-@pytest.mark.parametrize(
-    "command", COMMANDS, ids=[f"{one.page}:{one.line}" for one in COMMANDS]
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=[f"{one.page}:{one.line}" for one in COMMANDS])
 def test_a_command_of_a_page_runs(command, world):
     tried = try_command(command, world)
     assert tried.ok, f"{tried.command}\n{tried.detail}"
@@ -81,6 +79,8 @@ def test_a_block_is_read_as_a_shell_reads_it():
 def test_prose_gives_its_commands_and_not_its_names(tmp_path, monkeypatch):
     import doc_commands
 
-    (tmp_path / "x.md").write_text("Run `make demo`, `tidecache plan RECIPE` or `tidecache verify`.")
+    (tmp_path / "x.md").write_text(
+        "Run `make demo`, `tidecache plan RECIPE` or `tidecache verify`."
+    )
     monkeypatch.setattr(doc_commands, "ROOT", tmp_path)
     assert [one.text for one in commands_of("x.md")] == ["make demo", "tidecache plan RECIPE"]

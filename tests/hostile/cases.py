@@ -133,7 +133,11 @@ def put(cache: Path, record: Path, changed: dict[str, bytes]) -> None:
     """Writes files, and enters their sizes and hashes in the record that names them."""
 
     def enter(fields: dict[str, Any]) -> None:
-        listed = [*fields.get("files", ()), *fields.get("basis", ()), *fields.get("vocabularies", ())]
+        listed = [
+            *fields.get("files", ()),
+            *fields.get("basis", ()),
+            *fields.get("vocabularies", ()),
+        ]
         for path, data in changed.items():
             (cache / path).parent.mkdir(parents=True, exist_ok=True)
             (cache / path).write_bytes(data)
@@ -595,8 +599,11 @@ def _template(ground: Ground) -> object:
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": reach}))
     recipe = ground.recipe(**{"student.model": str(folder)})
-    return run_teacher_cache(recipe.model_copy(update={"cache": recipe.cache.model_copy(
-        update={"path": str(ground.folder / "new")})}))
+    return run_teacher_cache(
+        recipe.model_copy(
+            update={"cache": recipe.cache.model_copy(update={"path": str(ground.folder / "new")})}
+        )
+    )
 
 
 _MOVED = "got a link to elsewhere"
@@ -623,8 +630,12 @@ def _cases() -> Iterator[Case]:
     }.items():
         yield case(f"a ledger's path {name}", _path_in_ledger(path), corrupt, "relative path")
         yield case(f"a manifest's path {name}", _path_in_manifest(path), corrupt, "relative path")
-    yield case("a manifest names a file of a shard as common",
-               _path_in_manifest("shards/x/student.parquet"), corrupt, "common files in common/")
+    yield case(
+        "a manifest names a file of a shard as common",
+        _path_in_manifest("shards/x/student.parquet"),
+        corrupt,
+        "common files in common/",
+    )
     yield case("a shard's folder goes up", _folder_in_ledger("../outside"), corrupt, "relative")
     yield case("a shard's folder is another's", _folder_in_ledger("shards/p9"), corrupt, "folder")
     for what, place in {
@@ -673,14 +684,26 @@ def _cases() -> Iterator[Case]:
     yield case("an array names a codec that unpickles", _zarr_json(array, codec), corrupt, "codecs")
     yield case("an array claims huge chunks", _zarr_json(array, chunks), corrupt, "codecs")
     yield case("an array is of objects", _zarr_json(array, objects), corrupt, "got object")
-    yield case("an array of the basis is of 2^60 numbers", _zarr_json(base, _huge_shape),
-               corrupt, "got other chunks" if False else "unpack to")
-    yield case("an array of the basis is of a format that unpickles", _unpickling_filter,
-               corrupt, "got no base/zarr.json")
+    yield case(
+        "an array of the basis is of 2^60 numbers",
+        _zarr_json(base, _huge_shape),
+        corrupt,
+        "got other chunks" if False else "unpack to",
+    )
+    yield case(
+        "an array of the basis is of a format that unpickles",
+        _unpickling_filter,
+        corrupt,
+        "got no base/zarr.json",
+    )
     yield case("a chunk unpacks to 2 GiB", _bomb_of_zeros, corrupt, "that unpacks to")
 
-    yield case("a table has an extension type with a pickle", _parquet(_extension), corrupt,
-               "an extension type")
+    yield case(
+        "a table has an extension type with a pickle",
+        _parquet(_extension),
+        corrupt,
+        "an extension type",
+    )
     yield case("a table has pandas metadata", _parquet(_pandas), corrupt, "metadata of its own")
     yield case("a table repeats itself to gigabytes", _parquet(_repeated), corrupt, "to unpack to")
 
@@ -694,52 +717,99 @@ def _cases() -> Iterator[Case]:
         "workers": {"type": "dask", "count": 1, "address": f"tcp://user:{PASSWORD}@host:8786"},
     }.items():
         yield case(f"credentials in {key}", _secret(key, value), RecipeError, _UNREPEATED)
-    yield case("credentials in a query", _secret("records.paths", [_SHARED]), RecipeError, _UNREPEATED)
-    yield case("credentials in a chained address",
-               _secret("records.paths", [f"zip://a.jsonl::{_S3}"]), RecipeError, _UNREPEATED)
-    yield case("credentials where a list is expected", _secret("records.paths", _S3),
-               RecipeError, _UNREPEATED)
-    yield case("credentials under an unknown key", _secret("nonsense", _S3), RecipeError, _UNREPEATED)
+    yield case(
+        "credentials in a query", _secret("records.paths", [_SHARED]), RecipeError, _UNREPEATED
+    )
+    yield case(
+        "credentials in a chained address",
+        _secret("records.paths", [f"zip://a.jsonl::{_S3}"]),
+        RecipeError,
+        _UNREPEATED,
+    )
+    yield case(
+        "credentials where a list is expected",
+        _secret("records.paths", _S3),
+        RecipeError,
+        _UNREPEATED,
+    )
+    yield case(
+        "credentials under an unknown key", _secret("nonsense", _S3), RecipeError, _UNREPEATED
+    )
     yield case("credentials in --set", _override(f"cache.path={_S3}"), RecipeError, _UNREPEATED)
     yield case("credentials in a broken --set", _override(_S3), RecipeError, _UNREPEATED)
-    yield case("credentials in a sweep's output",
-               _sweep(f'recipe = "r.toml"\noutput = "{_S3}"\ngrid.train.seed = [0]\n'),
-               RecipeError, _UNREPEATED)
-    yield case("credentials in a sweep's grid",
-               _sweep(f'recipe = "r.toml"\noutput = "o"\ngrid.cache.path = ["{_S3}"]\n'),
-               RecipeError, _UNREPEATED)
-    yield case("credentials in the address of a cache to look at",
-               lambda ground: CacheReader.open(_S3), RecipeError, _UNREPEATED)
+    yield case(
+        "credentials in a sweep's output",
+        _sweep(f'recipe = "r.toml"\noutput = "{_S3}"\ngrid.train.seed = [0]\n'),
+        RecipeError,
+        _UNREPEATED,
+    )
+    yield case(
+        "credentials in a sweep's grid",
+        _sweep(f'recipe = "r.toml"\noutput = "o"\ngrid.cache.path = ["{_S3}"]\n'),
+        RecipeError,
+        _UNREPEATED,
+    )
+    yield case(
+        "credentials in the address of a cache to look at",
+        lambda ground: CacheReader.open(_S3),
+        RecipeError,
+        _UNREPEATED,
+    )
     yield case("a recipe is 200,000 levels deep", _deep_recipe, RecipeError, "readable JSON")
 
     yield case("a student's weights are a pickle", _pickled_student, CheckpointError, "safetensors")
     yield case("a teacher's weights are a pickle", _pickled_teacher, CheckpointError, "safetensors")
     yield case("a student is an adapter with a pickle", _adapter, CheckpointError, "an adapter")
-    yield case("a student's index names weights outside", _weights_elsewhere, CheckpointError,
-               "beside it")
+    yield case(
+        "a student's index names weights outside", _weights_elsewhere, CheckpointError, "beside it"
+    )
     yield case("a student brings code, no flag", _code_without_leave, RecipeError, "load at")
     yield case("remote code is allowed without a revision", _code_unpinned, RecipeError, "pinned")
     for side in ("student", "teacher"):
-        yield case(f"the {side}'s code is at a branch", _code_at_a_branch(side), CheckpointError,
-                   "40 hex digits")
-    yield case("a model's code is in another repository",
-               _code_elsewhere("config.json", "AutoModelForCausalLM", "other/repo--evil.Model"),
-               CheckpointError, "another repository")
-    yield case("a tokenizer's code is in another repository",
-               _code_elsewhere("tokenizer_config.json", "AutoTokenizer",
-                               [None, "other/repo--evil.Fast"]),
-               CheckpointError, "another repository")
-    yield case("a cache's recipe allows its teacher's code", _cache_that_allows_code,
-               RecipeError, "trust_remote_code = true")
-    yield case("a checkpoint's recipe allows its code", _checkpoint_that_allows_code,
-               RecipeError, "load at")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin",
-                 "adapter_model.bin", "training_args.bin", "scaler.pt"):
+        yield case(
+            f"the {side}'s code is at a branch",
+            _code_at_a_branch(side),
+            CheckpointError,
+            "40 hex digits",
+        )
+    yield case(
+        "a model's code is in another repository",
+        _code_elsewhere("config.json", "AutoModelForCausalLM", "other/repo--evil.Model"),
+        CheckpointError,
+        "another repository",
+    )
+    yield case(
+        "a tokenizer's code is in another repository",
+        _code_elsewhere("tokenizer_config.json", "AutoTokenizer", [None, "other/repo--evil.Fast"]),
+        CheckpointError,
+        "another repository",
+    )
+    yield case(
+        "a cache's recipe allows its teacher's code",
+        _cache_that_allows_code,
+        RecipeError,
+        "trust_remote_code = true",
+    )
+    yield case(
+        "a checkpoint's recipe allows its code",
+        _checkpoint_that_allows_code,
+        RecipeError,
+        "load at",
+    )
+    for name in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "pytorch_model.bin",
+        "adapter_model.bin",
+        "training_args.bin",
+        "scaler.pt",
+    ):
         yield case(f"a checkpoint holds {name}", _resume(name), CheckpointError, name)
-    yield case("a checkpoint's state is another's", _foreign_state, CheckpointError,
-               "training state")
-    yield case("a chat template leaves its sandbox", _template, TidecacheError,
-               "")
+    yield case(
+        "a checkpoint's state is another's", _foreign_state, CheckpointError, "training state"
+    )
+    yield case("a chat template leaves its sandbox", _template, TidecacheError, "")
 
 
 CASES = tuple(_cases())
