@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 
 import psutil
-from tests.docs.commands import run_doc_commands
-from tests.hostile.cases import run_cases
 
+from tests.doc_commands import run_doc_commands
 from tests.operations import ROOT, STUDENT, TEACHER, Operations, operations
 from tests.tiny_recipe import save_models, write_recipe_file
 
@@ -99,7 +98,7 @@ def cancel_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
 
 
 def documents() -> dict[str, int]:
-    """Commands of the pages: those that were run, some of them in a shorter form, and the others."""
+    """Commands of the pages: run as they stand or in a shorter form, and not run at all."""
     results = run_doc_commands()
     for result in results:
         if not result.ok:
