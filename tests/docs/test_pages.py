@@ -65,7 +65,9 @@ def test_every_objective_is_among_the_equations():
     assert formulas <= named
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/equations.md", "docs/your-own-models.md"])
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", "docs/equations.md", "docs/your-own-models.md"]
+)
 def test_every_file_that_is_named_is_there(page):
     inside = r"`((?:pipeline|storage_schemas|flows|tests|docs)/[\w./-]*)`"
     named = re.findall(inside, text_of(page))
