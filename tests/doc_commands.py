@@ -1,6 +1,6 @@
-"""Every command and every block of Python in the documentation, run in a folder that has what they name.
+"""Every command and every block of Python in the documentation, run where their files exist.
 
-`run_doc_commands()` makes that folder (the quick demo, with its real models), goes through the pages
+`run_doc_commands()` makes a folder with the quick demo and its real models, goes through the pages
 in order, and says of each command how it was tried. A command that is neither run nor listed in
 `INSTEAD` with a reason is a failure: a page cannot gain one that nobody tries.
 """
@@ -22,6 +22,8 @@ from typing import Literal, NamedTuple
 
 from markdown_it import MarkdownIt
 
+from pipeline.demo.recipes import with_values
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
@@ -33,8 +35,9 @@ SHELL, PYTHON = "sh", "python"
 LANGUAGES = {SHELL, PYTHON, "toml", "json", "yaml", "text"}
 PROGRAMS = {
     *("tidecache", "make", "pip", "python", "torchrun", "tensorboard", "prefect", "docker"),
-    *("dask", "ray", "source", "export", "git", "cat"),
+    *("dask", "ray", "source", "export", "git", "cat", "head"),
 }
+_PLAIN = ("tidecache ", "cat > ", "head ")
 _LIMIT_S = 240
 
 # What stands for a reader's own things, in whole words.
@@ -42,10 +45,10 @@ NAMES = {
     "RECIPE": "demo-output/recipes/cross.toml",
     "CACHE": "demo-output/caches/shared",
     "SWEEP.toml": "sweep.toml",
-    "RUN...": "demo-output/students/shared demo-output/students/shared-control",
     "OUTPUT/runs": "demo-output/students/shared/runs",
     "CHECKPOINT": "demo-output/students/shared/final",
     "--fidelity N": "--fidelity 2",
+    "--record ID": '--record "logging/handlers.py::BaseRotatingHandler.rotate"',
 }
 # What a block of Python is given.
 GIVEN = 'cache = "demo-output/caches/shared"\nrun = "demo-output/students/shared"\n'
@@ -70,6 +73,7 @@ class Instead(NamedTuple):
     command: str | None = None
 
 
+_NAMED = "the tables and prose name it; the blocks have it in full"
 _HOURS = "it takes hours"
 _BENCH = "a benchmark of minutes to an hour: its arguments are read"
 _TORCHRUN = (
@@ -83,6 +87,7 @@ INSTEAD = {
     "tidecache demo": Instead("the full demo", "tidecache demo --quick --output demo-output"),
     "make test": Instead("it is what runs this"),
     "make test-vllm": Instead("it needs an environment of its own"),
+    "make format": Instead("it would change files"),
     "make check": Instead("all but the type checks, which take minutes", "ruff check ROOT"),
     "make study": Instead(_HOURS, "python -m pipeline.study --help"),
     "make train-models": Instead(_HOURS),
@@ -104,15 +109,33 @@ INSTEAD = {
     "tensorboard …": Instead(
         "it serves until it is stopped", "tensorboard --inspect --logdir OUTPUT/runs"
     ),
+    "tidecache teacher-cache RECIPE": Instead(
+        _NAMED, "tidecache teacher-cache demo-output/recipes/cross.toml --set noise.views=3"
+    ),
+    "tidecache student-train RECIPE": Instead(
+        _NAMED,
+        "tidecache student-train demo-output/recipes/cross.toml "
+        "--set objective.type=calm --set train.output=demo-output/students/calm",
+    ),
+    "tidecache sweep SWEEP.toml": Instead(_NAMED, "tidecache sweep sweep.toml"),
+    "tidecache plan RECIPE": Instead(_NAMED, "tidecache plan recipe.toml"),
     "tidecache generate CHECKPOINT": Instead(
-        "the page completes it", "tidecache generate CHECKPOINT --prompt hello --max-new-tokens 8"
+        _NAMED, 'tidecache generate CHECKPOINT --prompt "def clamp(value, low, high):"'
     ),
     "tidecache evaluate CHECKPOINT": Instead(
-        "the page completes it",
-        "tidecache evaluate CHECKPOINT --records demo-output/records/held_out.jsonl --max-records 2",
+        _NAMED,
+        "tidecache evaluate CHECKPOINT --records demo-output/records/held_out.jsonl "
+        "--length 256 --draws 4 --output scores.json",
     ),
     "tidecache report RUN...": Instead(
-        "the page completes it", "tidecache report RUN... --output named --views 4"
+        _NAMED,
+        "tidecache report demo-output/students/* "
+        "--records demo-output/records/held_out.jsonl --output report",
+    ),
+    "tidecache inspect CACHE": Instead(_NAMED, "tidecache inspect CACHE"),
+    "tidecache verify CACHE": Instead(_NAMED, "tidecache verify CACHE --fidelity 2"),
+    "tidecache verify CACHE --fidelity 50": Instead(
+        "the quick demo has fewer views", "tidecache verify CACHE --fidelity 2"
     ),
     "tidecache serve …": Instead(
         "tests/integration/flows/test_serve.py serves and waits for a schedule",
@@ -129,14 +152,14 @@ INSTEAD = {
         "the benchmarks come from the Hub; tests/unit/benchmarks builds their tasks"
     ),
     "tidecache teacher-cache RECIPE --set teacher.revision=…": Instead(
-        "it needs the published weights", "tidecache plan ROOT/flows/recipes/demo_cross.toml --help"
+        "it needs the published weights; loading without a revision is tests/unit/config's"
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command line of a page, as it stands there but for its line breaks, or a block of Python."""
+    """A command line of a page, without its line breaks, or a block of Python."""
 
     page: str
     line: int
@@ -156,7 +179,7 @@ class Result:
 
 
 def commands_of(page: str) -> Iterator[Command]:
-    """What a page tells its reader to type: blocks of shell and Python, and commands in its prose."""
+    """What a page tells its reader to type, in blocks and in prose."""
     for token in MarkdownIt("commonmark").enable("table").parse((ROOT / page).read_text("utf-8")):
         line = token.map[0] + 1 if token.map else 0
         if token.type == "fence" and token.info == SHELL:
@@ -219,12 +242,19 @@ class World:
         done, detail = self.shell("tidecache demo --quick --output demo-output")
         if not done:
             raise RuntimeError(f"expected the quick demo to run, got {detail}")
-        (self.folder / "data").mkdir()
-        shutil.copy(
-            self.folder / "demo-output/records/held_out.jsonl",
-            self.folder / "data/held-out.jsonl",
+        made, data = self.folder / "demo-output", self.folder / "data"
+        data.mkdir()
+        shutil.copy(made / "records/train.jsonl", data / "train.jsonl")
+        shutil.copy(made / "records/held_out.jsonl", data / "held-out.jsonl")
+        recipe = with_values(
+            (made / "recipes/shared.toml").read_text("utf-8"),
+            {
+                "records.paths": ["data/train.jsonl"],
+                "cache.path": "caches/mine",
+                "train.output": "runs/mine",
+            },
         )
-        shutil.copy(self.folder / "demo-output/recipes/cross.toml", self.folder / "recipe.toml")
+        (self.folder / "recipe.toml").write_text(recipe, "utf-8")
 
     def shell(self, text: str) -> tuple[bool, str]:
         """Whether a command ends well; how it ended. The same command is run once."""
@@ -270,7 +300,7 @@ def try_command(command: Command, world: World) -> Result:
     if command.is_python:
         return result("run", *world.python(command.text))
     entry = instead_of(command.text)
-    if entry is None and not command.text.startswith(("tidecache ", "cat > ")):
+    if entry is None and not command.text.startswith(_PLAIN):
         return result("not run", False, "not run by any test: see INSTEAD in tests/doc_commands.py")
     if entry is None:
         return result("run", *world.shell(_with_names(command.text)))

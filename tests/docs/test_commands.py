@@ -1,5 +1,6 @@
 """Every command and every block of Python in the documentation runs."""
 
+import doc_commands
 import pytest
 from doc_commands import (
     INSTEAD,
@@ -7,6 +8,7 @@ from doc_commands import (
     PAGES,
     ROOT,
     Command,
+    World,
     all_commands,
     commands_of,
     instead_of,
@@ -28,7 +30,9 @@ def world():
         yield made
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=[f"{one.page}:{one.line}" for one in COMMANDS])
+@pytest.mark.parametrize(
+    "command", COMMANDS, ids=[f"{n}-{one.page}:{one.line}" for n, one in enumerate(COMMANDS)]
+)
 def test_a_command_of_a_page_runs(command, world):
     tried = try_command(command, world)
     assert tried.ok, f"{tried.command}\n{tried.detail}"
@@ -56,15 +60,11 @@ def test_nothing_stands_for_a_command_that_no_page_has():
     ["make no-such-target", "curl example", "pip install 'tidecache[no-such-extra]'", "rm -r x"],
 )
 def test_a_command_that_nobody_tries_is_a_failure(text, tmp_path):
-    from doc_commands import World
-
     tried = try_command(Command(page="x.md", line=1, text=text), World(tmp_path))
     assert not tried.ok
 
 
 def test_a_command_that_fails_is_a_failure(tmp_path):
-    from doc_commands import World
-
     text = "tidecache inspect nowhere"
     tried = try_command(Command(page="x.md", line=1, text=text), World(tmp_path))
     assert (tried.status, tried.ok) == ("run", False)
@@ -77,8 +77,6 @@ def test_a_block_is_read_as_a_shell_reads_it():
 
 
 def test_prose_gives_its_commands_and_not_its_names(tmp_path, monkeypatch):
-    import doc_commands
-
     (tmp_path / "x.md").write_text(
         "Run `make demo`, `tidecache plan RECIPE` or `tidecache verify`."
     )

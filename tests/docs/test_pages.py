@@ -12,7 +12,19 @@ from markdown_it import MarkdownIt
 
 from pipeline.config.recipe import parse_recipe
 from pipeline.config.sweep import SweepConfig
+from storage_schemas.identity import KeptIdentity
+from storage_schemas.manifest import Counts, FileEntry
+from storage_schemas.parquet_layout import TABLES
+from storage_schemas.zarr_layout import TokenRows, array_shapes
 
+SKETCH = {
+    "type": "sketch",
+    "asks": "step",
+    "amount": 0.1,
+    "temperature": 1.0,
+    "rank": None,
+    "calibration_records": 1,
+}
 SOURCES = [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("storage_schemas/*.py")]
 
 
@@ -73,6 +85,24 @@ def test_every_file_that_is_named_is_there(page):
     named = re.findall(inside, text_of(page))
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_format_page_names_every_table_column_array_and_count():
+    kept = {"top_k": 1, "temperatures": (1.0,), "vocab_size": 70_000, "tail": SKETCH}
+    arrays = {
+        name
+        for dtype in ("float16", "float32")
+        for name in array_shapes(
+            KeptIdentity.model_validate({**kept, "logits_dtype": dtype}),
+            TokenRows(num_rows=1, num_joint=1),
+        )
+    }
+    columns = {f"`{column}`" for table in TABLES.values() for column in table}
+    fields = {*Counts.model_fields, *FileEntry.model_fields, *KeptIdentity.model_fields}
+    page = text_of("docs/format.md")
+    named = {f"`{name}`" for name in arrays} | columns | set(TABLES) | fields
+    assert len(arrays) > 6
+    assert [name for name in sorted(named) if name not in page] == []
 
 
 @cache
