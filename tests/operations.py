@@ -99,8 +99,8 @@ class Operations:
     def worker(self, *queues: str, **variables: str) -> psutil.Popen:
         """A worker that runs one stage at a time: of these queues, or of both stages'."""
         chosen = [word for queue in queues for word in ("--work-queue", queue)]
-        arguments = ("worker", "start", "--pool", "tidecache", "--limit", "1", *chosen)
-        return self.start(*arguments, **variables)
+        arguments = ("worker", "start", "--pool", "tidecache", "--type", "process", "--limit", "1")
+        return self.start(*arguments, *chosen, **variables)
 
     def deployment(self, name: str) -> dict[str, Any]:
         """The deployment FLOW/NAME."""

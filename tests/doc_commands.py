@@ -1,0 +1,341 @@
+"""Every command and every block of Python in the documentation, run in a folder that has what they name.
+
+`run_doc_commands()` makes that folder (the quick demo, with its real models), goes through the pages
+in order, and says of each command how it was tried. A command that is neither run nor listed in
+`INSTEAD` with a reason is a failure: a page cannot gain one that nobody tries.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
+SHELL, PYTHON = "sh", "python"
+LANGUAGES = {SHELL, PYTHON, "toml", "json", "yaml", "text"}
+PROGRAMS = {
+    *("tidecache", "make", "pip", "python", "torchrun", "tensorboard", "prefect", "docker"),
+    *("dask", "ray", "source", "export", "git", "cat"),
+}
+_LIMIT_S = 240
+
+# What stands for a reader's own things, in whole words.
+NAMES = {
+    "RECIPE": "demo-output/recipes/cross.toml",
+    "CACHE": "demo-output/caches/shared",
+    "SWEEP.toml": "sweep.toml",
+    "RUN...": "demo-output/students/shared demo-output/students/shared-control",
+    "OUTPUT/runs": "demo-output/students/shared/runs",
+    "CHECKPOINT": "demo-output/students/shared/final",
+    "--fidelity N": "--fidelity 2",
+}
+# What a block of Python is given.
+GIVEN = 'cache = "demo-output/caches/shared"\nrun = "demo-output/students/shared"\n'
+
+# One Prefect server for all commands, so that none starts its own; it ends with its input.
+_SERVER = """
+import os, sys
+from pathlib import Path
+from flows.local import ensure_server
+ensure_server(Path(sys.argv[1], ".prefect"))
+print(os.environ["PREFECT_API_URL"], flush=True)
+sys.stdin.read()
+"""
+
+How = Literal["run", "replaced", "not run"]
+
+
+class Instead(NamedTuple):
+    """What is done where a command cannot be run as it stands: `command`, or nothing; and why."""
+
+    why: str
+    command: str | None = None
+
+
+_HOURS = "it takes hours"
+_BENCH = "a benchmark of minutes to an hour: its arguments are read"
+_TORCHRUN = (
+    "torchrun --nnodes 1 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 "
+    "-m pipeline.launch demo-output/recipes/cross.toml --set train.accumulation=2 "
+    "--set train.output=demo-output/students/two --set train.max_steps=1"
+)
+# A command, or what it begins with where an ellipsis ends it.
+INSTEAD = {
+    "make demo": Instead("the full demo", "tidecache demo --quick --output demo-output"),
+    "tidecache demo": Instead("the full demo", "tidecache demo --quick --output demo-output"),
+    "make test": Instead("it is what runs this"),
+    "make test-vllm": Instead("it needs an environment of its own"),
+    "make check": Instead("all but the type checks, which take minutes", "ruff check ROOT"),
+    "make study": Instead(_HOURS, "python -m pipeline.study --help"),
+    "make train-models": Instead(_HOURS),
+    "make bench-demo": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_demo.py --help"),
+    "make bench-cache": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_cache.py --help"),
+    "make bench-student": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_student.py --help"),
+    "make bench-student-gpu": Instead(
+        "it needs a GPU", "python ROOT/tests/benchmarks/bench_student_gpu.py --help"
+    ),
+    "make bench-sampler": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_sampler.py --help"),
+    "make bench-teacher": Instead("it needs vLLM"),
+    "make bench-evidence": Instead("tests/unit/study/test_page.py checks the same"),
+    "source .venv/bin/activate": Instead("the tests run in that environment"),
+    "pip install …": Instead("nothing is installed in a test; the extra's name is checked"),
+    "docker …": Instead("no Docker engine"),
+    "dask worker …": Instead("tests/integration/flows/test_workers.py starts one"),
+    "ray start": Instead("tests/integration/flows/test_workers.py runs on Ray"),
+    "torchrun …": Instead("two hosts: here one, with two processes", _TORCHRUN),
+    "tensorboard …": Instead(
+        "it serves until it is stopped", "tensorboard --inspect --logdir OUTPUT/runs"
+    ),
+    "tidecache generate CHECKPOINT": Instead(
+        "the page completes it", "tidecache generate CHECKPOINT --prompt hello --max-new-tokens 8"
+    ),
+    "tidecache evaluate CHECKPOINT": Instead(
+        "the page completes it",
+        "tidecache evaluate CHECKPOINT --records demo-output/records/held_out.jsonl --max-records 2",
+    ),
+    "tidecache report RUN...": Instead(
+        "the page completes it", "tidecache report RUN... --output named --views 4"
+    ),
+    "tidecache serve …": Instead(
+        "tests/integration/flows/test_serve.py serves and waits for a schedule",
+        "tidecache serve --help",
+    ),
+    "tidecache evaluate demo-output/students/shared/final --tasks local --allow-code-execution": (
+        Instead(
+            "two questions a task are enough",
+            "tidecache evaluate demo-output/students/shared/final --tasks local "
+            "--allow-code-execution --limit 2",
+        )
+    ),
+    "tidecache evaluate runs/mine/final --tasks paper …": Instead(
+        "the benchmarks come from the Hub; tests/unit/benchmarks builds their tasks"
+    ),
+    "tidecache teacher-cache RECIPE --set teacher.revision=…": Instead(
+        "it needs the published weights", "tidecache plan ROOT/flows/recipes/demo_cross.toml --help"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line of a page, as it stands there but for its line breaks, or a block of Python."""
+
+    page: str
+    line: int
+    text: str
+    is_python: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a command was tried, and what came of it."""
+
+    page: str
+    command: str
+    status: How
+    ok: bool
+    detail: str
+
+
+def commands_of(page: str) -> Iterator[Command]:
+    """What a page tells its reader to type: blocks of shell and Python, and commands in its prose."""
+    for token in MarkdownIt("commonmark").enable("table").parse((ROOT / page).read_text("utf-8")):
+        line = token.map[0] + 1 if token.map else 0
+        if token.type == "fence" and token.info == SHELL:
+            for text in split_commands(token.content):
+                yield Command(page=page, line=line, text=text)
+        elif token.type == "fence" and token.info == PYTHON:
+            yield Command(page=page, line=line, text=token.content, is_python=True)
+        for child in token.children or ():
+            if child.type == "code_inline" and _is_command(child.content):
+                yield Command(page=page, line=line, text=child.content)
+
+
+def _is_command(text: str) -> bool:
+    """Two words at least, and not a command's bare name in prose, such as `tidecache verify`."""
+    program, _, rest = text.partition(" ")
+    is_name = program == "tidecache" and re.fullmatch(r"[a-z-]+( --[a-z-]+)?", rest)
+    return program in PROGRAMS and bool(rest) and (not is_name or rest == "demo")
+
+
+def split_commands(block: str) -> Iterator[str]:
+    """A block's commands: continued lines joined, comments off, a here-document left as it is."""
+    lines = iter(block.splitlines())
+    for line in lines:
+        text = line
+        while text.endswith("\\"):
+            text = text[:-1].rstrip() + " " + next(lines).strip()
+        if end := re.search(r"<<'(\w+)'", text):
+            while (more := next(lines)) != end[1]:
+                text += "\n" + more
+            yield f"{text}\n{end[1]}"
+        elif text := re.sub(r"(^|\s+)#.*", "", text).strip():
+            yield text
+
+
+def instead_of(text: str) -> Instead | None:
+    """The entry of `INSTEAD` for a command."""
+    if entry := INSTEAD.get(text):
+        return entry
+    prefixes = (key for key in INSTEAD if key.endswith("…") and text.startswith(key[:-1].rstrip()))
+    return next((INSTEAD[key] for key in prefixes), None)
+
+
+class World:
+    """A folder with what the pages name: the quick demo's output, prompts, a recipe."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tried: dict[str, tuple[bool, str]] = {}
+        (folder / "prompts.jsonl").write_text('{"id": "a", "prompt": "def add(a, b):"}\n')
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "120",
+        }
+
+    def make(self) -> None:
+        """The demo, and what stands for a reader's own data."""
+        done, detail = self.shell("tidecache demo --quick --output demo-output")
+        if not done:
+            raise RuntimeError(f"expected the quick demo to run, got {detail}")
+        (self.folder / "data").mkdir()
+        shutil.copy(
+            self.folder / "demo-output/records/held_out.jsonl",
+            self.folder / "data/held-out.jsonl",
+        )
+        shutil.copy(self.folder / "demo-output/recipes/cross.toml", self.folder / "recipe.toml")
+
+    def shell(self, text: str) -> tuple[bool, str]:
+        """Whether a command ends well; how it ended. The same command is run once."""
+        if text not in self._tried:
+            self._tried[text] = self._run(["bash", "-c", text])
+        return self._tried[text]
+
+    def python(self, code: str) -> tuple[bool, str]:
+        """The same of a block of Python."""
+        return self._run([sys.executable, "-c", GIVEN + code])
+
+    def _run(self, arguments: list[str]) -> tuple[bool, str]:
+        began = time.monotonic()
+        try:
+            run = subprocess.run(
+                arguments,
+                cwd=self.folder,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return False, f"still running after {_LIMIT_S} s"
+        took = f"{time.monotonic() - began:.1f} s"
+        tail = "\n".join((run.stdout + run.stderr).splitlines()[-15:])
+        return run.returncode == 0, took if run.returncode == 0 else f"{run.returncode}: {tail}"
+
+
+def try_command(command: Command, world: World) -> Result:
+    """Runs a command, or what stands for it."""
+
+    def result(status: How, ok: bool, detail: str) -> Result:
+        return Result(
+            page=command.page,
+            command=command.text if not command.is_python else command.text.splitlines()[0],
+            status=status,
+            ok=ok,
+            detail=detail,
+        )
+
+    if command.is_python:
+        return result("run", *world.python(command.text))
+    entry = instead_of(command.text)
+    if entry is None and not command.text.startswith(("tidecache ", "cat > ")):
+        return result("not run", False, "not run by any test: see INSTEAD in tests/doc_commands.py")
+    if entry is None:
+        return result("run", *world.shell(_with_names(command.text)))
+    mistake = _mistake_in(command.text)
+    if mistake is not None:
+        return result("not run", False, mistake)
+    if entry.command is None:
+        return result("not run", True, entry.why)
+    ok, detail = world.shell(_with_names(entry.command))
+    return result("replaced", ok, f"{entry.why}; {detail}")
+
+
+def _with_names(text: str) -> str:
+    for name, value in {**NAMES, "ROOT": str(ROOT)}.items():
+        text = re.sub(rf"(?<![\w./-]){re.escape(name)}(?!\w)", value, text)
+    return text
+
+
+def _mistake_in(text: str) -> str | None:
+    """What can be told of a command without running it: a target that is not there, an extra."""
+    if text.startswith("make "):
+        target = ["make", "-n", *shlex.split(text, comments=True)[1:]]
+        dry = subprocess.run(target, cwd=ROOT, capture_output=True, text=True, check=False)
+        return dry.stderr if dry.returncode else None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.search(r"tidecache\[([\w,-]+)\]", text)
+    unknown = set(extras[1].split(",")) - project["optional-dependencies"].keys() if extras else ()
+    return f"pyproject.toml has no extra {', '.join(unknown)}" if unknown else None
+
+
+@contextmanager
+def pages_world() -> Generator[World]:
+    """The folder, with a Prefect server for as long as it is used."""
+    with tempfile.TemporaryDirectory(prefix="docs-") as folder:
+        world = World(Path(folder))
+        server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=world.environment,
+        )
+        try:
+            assert server.stdout is not None, "its output is a pipe"
+            world.environment["PREFECT_API_URL"] = server.stdout.readline().strip()
+            world.make()
+            yield world
+        finally:
+            server.communicate()
+
+
+def all_commands() -> list[Command]:
+    """Those of every page, in the pages' order."""
+    return [command for page in PAGES if (ROOT / page).exists() for command in commands_of(page)]
+
+
+def run_doc_commands() -> list[Result]:
+    """Tries every command of every page."""
+    with pages_world() as world:
+        return [try_command(command, world) for command in all_commands()]
+
+
+if __name__ == "__main__":
+    with pages_world() as made:
+        for one in all_commands():
+            tried = try_command(one, made)
+            mark = "ok  " if tried.ok else "FAIL"
+            print(mark, tried.status, tried.page, tried.command, tried.detail, flush=True)
