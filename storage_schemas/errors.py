@@ -35,6 +35,10 @@ class TeacherError(TidecacheError, RuntimeError):
     """The teacher cannot be loaded, or does not attend as its family should."""
 
 
+class MissingStageError(TidecacheError, ModuleNotFoundError):
+    """Stage 1 was asked for in an installation that leaves the teacher's code out."""
+
+
 class LostWorkersError(TidecacheError, RuntimeError):
     """Shards were given up, each after several worker processes had died of it."""
 

@@ -6,13 +6,19 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from storage_schemas.errors import CacheCorruptError, RecipeError, TidecacheError
+from storage_schemas.errors import (
+    CacheCorruptError,
+    MissingStageError,
+    RecipeError,
+    TidecacheError,
+)
 
 if TYPE_CHECKING:
     from pipeline.config.recipe import Recipe
@@ -83,6 +89,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, for a first look.")] = False,
 ) -> None:
     """Run both stages of both pipelines on the bundled models and real text."""
+    _require_stage_1("demo")
     from pipeline.demo.run import run_demo
 
     run_demo(output, quick=quick)
@@ -108,6 +115,7 @@ def plan(
         raise typer.BadParameter(f"expected a throughput above 0, got {tokens_per_second}")
     if tokens_per_second is not None and measure:
         raise typer.BadParameter("expected one of --tokens-per-second and --measure")
+    _require_stage_1("plan")
     loaded = _load(recipe, overrides)
     from pipeline.cli.plan import show_plan
     from pipeline.plan.plan import plan_json, plan_recipe
@@ -124,6 +132,7 @@ def teacher_cache(
     recipe: RecipeFile, overrides: Overrides = None, no_prefect: NoPrefect = False
 ) -> None:
     """Stage 1: ask the teacher, and commit its answers to the cache, shard by shard."""
+    _require_stage_1("teacher-cache")
     loaded = _load(recipe, overrides)
     with _progress():
         if no_prefect:
@@ -360,6 +369,8 @@ def verify(
     """Check every file, count, mask and bound of a cache; exit code 3 if anything is wrong."""
     if overrides and fidelity is None:
         raise typer.BadParameter("--set needs --fidelity: it says where the teacher is")
+    if fidelity is not None:
+        _require_stage_1("verify --fidelity")
     from pipeline.cli.verify import show_verification
 
     if not show_verification(cache, num_views=fidelity, overrides=overrides or ()):
@@ -383,6 +394,7 @@ def serve(
         )
     if interval is not None and interval <= 0:
         raise typer.BadParameter(f"expected an --interval above 0 seconds, got {interval}")
+    _require_stage_1("serve")
     loaded = _load(recipe, overrides)
     from flows.local import ensure_server
 
@@ -395,6 +407,15 @@ def serve(
         cron=cron,
         interval=None if interval is None else timedelta(seconds=interval),
     )
+
+
+def _require_stage_1(command: str) -> None:
+    """The student's image leaves the teacher's code out (docker/student.Dockerfile)."""
+    if find_spec("pipeline.teacher") is None:
+        raise MissingStageError(
+            f"expected the teacher's code for 'tidecache {command}', got an installation of stage "
+            f"2 alone; run it in the teacher's image, or where all of tidecache is installed"
+        )
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> "Recipe":
