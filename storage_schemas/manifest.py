@@ -17,7 +17,8 @@ SHARDS_FOLDER = "shards"
 LEDGER_FOLDER = "ledger"
 SCRATCH_FOLDER = "tmp"
 
-_SHARD_NAME = re.compile(r"p(\d{5,})-v(\d{4,})-(\d{4,})")
+MOST_VIEWS = 999_999  # of a record: what is claimed beyond is nonsense, not a cache
+_SHARD_NAME = re.compile(r"p(\d{5,9})-v(\d{4,6})-(\d{4,6})")
 
 
 def shard_name(part: int, view_start: int, view_stop: int) -> str:
@@ -36,7 +37,8 @@ def views_in_name(name: str) -> tuple[int, range] | None:
 
 def _stay_inside(path: str) -> str:
     parts = path.split("/")
-    if not path or "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    is_plain = path.isprintable() and "\\" not in path
+    if not is_plain or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"expected a relative path inside the cache folder, got {path!r}")
     return str(PurePosixPath(path))
 
@@ -130,6 +132,19 @@ class Manifest(Stored):
             )
         return self
 
+    @model_validator(mode="after")
+    def _files_are_common(self) -> "Manifest":
+        names = [file.path.rpartition("/")[2] for file in self.vocabularies]
+        if sorted(names) != ["student.parquet", "teacher.parquet"]:
+            raise ValueError(f"expected student.parquet and teacher.parquet, got {names}")
+        for file in (*self.vocabularies, *self.basis):
+            if not file.path.startswith(f"{COMMON_FOLDER}/"):
+                raise ValueError(f"expected common files in {COMMON_FOLDER}/, got {file.path}")
+        for file in self.basis:
+            if f"/{BASIS_FOLDER}/" not in file.path:
+                raise ValueError(f"expected a basis in {BASIS_FOLDER}/, got {file.path}")
+        return self
+
 
 class Counts(Stored):
     """What a shard holds. num_masked counts student positions; skips are by reason.
@@ -157,7 +172,7 @@ class LedgerEntry(Stored):
     folder: Annotated[str, AfterValidator(_stay_inside)]
     part: Count
     view_start: Count
-    view_stop: Positive
+    view_stop: Annotated[int, Field(gt=0, le=MOST_VIEWS)]
     files: tuple[FileEntry, ...]
     counts: Counts
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_schemas.errors import CacheCorruptError
+from storage_schemas.expansion import check_expansion
 
 # pyarrow has no type stubs: as Any it stays inside this module, whose own functions are typed.
 _pa: Any = import_module("pyarrow")
@@ -117,6 +118,7 @@ def decode_table(fields: Fields, data: bytes) -> Table:
     """The columns of a Parquet file, page checksums verified."""
     try:
         file = _pq.ParquetFile(_pa.BufferReader(data), page_checksum_verification=True)
+        _check_claims(file, len(data))
         table = file.read(use_threads=False)
     except (_pa.ArrowException, OSError) as error:
         raise CacheCorruptError(f"expected a whole Parquet file, got: {error}") from error
@@ -140,6 +142,25 @@ def decode_table(fields: Fields, data: bytes) -> Table:
             name: columns[name].to_pylist() for name, kind in fields.items() if kind == "string"
         },
     )
+
+
+def _check_claims(file: Any, size: int) -> None:
+    """Before its rows are read: no objects of other programs, and no room for what is not there."""
+    about = file.metadata
+    if foreign := set(about.metadata or ()) - {b"ARROW:schema"}:
+        names = ", ".join(sorted(repr(name.decode(errors="replace")) for name in foreign))
+        raise CacheCorruptError(f"expected a table without metadata of its own, got {names}")
+    if extended := [field.name for field in file.schema_arrow if _is_extended(field)]:
+        raise CacheCorruptError(f"expected plain columns, got an extension type in {extended[0]!r}")
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    unpacked = sum(max(one.total_uncompressed_size, 8 * one.num_values) for one in columns)
+    check_expansion(unpacked, size, "a Parquet file")
+
+
+def _is_extended(field: Any) -> bool:
+    names = field.metadata or {}
+    return isinstance(field.type, _pa.BaseExtensionType) or b"ARROW:extension:name" in names
 
 
 def encode_vocabulary(vocabulary: Mapping[int, bytes]) -> bytes:

@@ -25,7 +25,10 @@ def sealed_fields(fields: dict[str, Any]) -> bytes:
 
 def unsealed(data: bytes) -> dict[str, Any]:
     """The fields of a sealed text, without the seal; ValueError if any bit of it has changed."""
-    fields: Any = json.loads(data)
+    try:
+        fields: Any = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("expected JSON of a few levels, got far more") from error
     if not isinstance(fields, dict) or SEAL not in fields:
         raise ValueError(f"expected an object with a field {SEAL!r}, got none")
     found = cast("dict[str, Any]", fields)

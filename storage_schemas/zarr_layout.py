@@ -20,6 +20,8 @@ through Blosc(zstd 1, shuffle), then CRC-32C. A missing object would read as zer
 starts from the bytes of every object, and refuses if one is not there.
 """
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -34,6 +36,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from storage_schemas.basis import Basis
 from storage_schemas.errors import CacheCorruptError
 from storage_schemas.examples import Ints
+from storage_schemas.expansion import check_expansion
 from storage_schemas.identity import KeptIdentity, SketchTail
 from storage_schemas.sketch_coder import (
     NUM_CLASSES,
@@ -51,6 +54,10 @@ TOKENS_FOLDER = "tokens.zarr"
 ROWS_PER_CHUNK = 1024
 _BYTES_PER_CHUNK = 2**16
 _ANY = -1
+_CODECS = ("sharding_indexed", "bytes", "blosc", "crc32c")
+_INDEX_CODECS = ("bytes", "crc32c")
+_INDEX_ENTRY, _INDEX_CHECKSUM = 16, 4  # bytes: offset and size of a chunk; CRC-32C, last
+_BLOSC_HEADER = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,25 +275,83 @@ def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[i
         path: buffer.from_bytes(data) for path, data in files.items() if path.startswith(f"{name}/")
     }
     try:
-        array = zarr.open_array(zarr.storage.MemoryStore(objects), path=name, mode="r")
-        if not _fits(array, dtype, shape):
-            raise CacheCorruptError(f"got {array.dtype} {list(array.shape)}")
-        for path in array_files(name, array.shape):
-            if path not in objects:
-                raise CacheCorruptError(f"got no {path}")
+        _check_array(files, name, dtype, shape)
+        store = zarr.storage.MemoryStore(objects)
+        array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
+        assert _fits(array, dtype, shape), "as its description says"
         return np.asarray(array[...])
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, MemoryError) as error:
         raise CacheCorruptError(
             f"array {name}: expected {dtype} {list(shape)} whole and undamaged: {error}"
         ) from error
 
 
+def _check_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raises unless zarr.json says what a writer of this project says, and its object as much.
+
+    zarr would run whatever codec is named (one of its older formats unpickles), and make room for
+    whatever size is claimed: so both are checked before it sees them.
+    """
+    if f"{name}/zarr.json" not in files:
+        raise CacheCorruptError(f"got no {name}/zarr.json")
+    got: Any = json.loads(files[f"{name}/zarr.json"])
+    found = tuple(got["shape"])
+    if not all(type(size) is int and size >= 0 for size in found) or not _fits_shape(
+        (got["data_type"], found), dtype, shape
+    ):
+        raise CacheCorruptError(f"got {got['data_type']} {list(found)}")
+    inner, outer = _chunks(np.dtype(dtype), found)
+    if (got["zarr_format"], got["node_type"]) != (3, "array") or got.get("storage_transformers"):
+        raise CacheCorruptError(f"got another kind of array in {name}/zarr.json")
+    if _packing(got) != {"outer": outer, "inner": inner, "codecs": _CODECS, "index": _INDEX_CODECS}:
+        raise CacheCorruptError(f"got other chunks or codecs in {name}/zarr.json: {_packing(got)}")
+    for path in array_files(name, found)[1:]:
+        if path not in files:
+            raise CacheCorruptError(f"got no {path}")
+        _check_object(files[path], path, outer[0] // inner[0], math.prod(inner), np.dtype(dtype))
+
+
+def _packing(got: Any) -> dict[str, Any]:
+    (sharding,) = got["codecs"]
+    how = sharding["configuration"]
+    return {
+        "outer": tuple(got["chunk_grid"]["configuration"]["chunk_shape"]),
+        "inner": tuple(how["chunk_shape"]),
+        "codecs": (sharding["name"], *(codec["name"] for codec in how["codecs"])),
+        "index": tuple(codec["name"] for codec in how["index_codecs"]),
+    }
+
+
+def _check_object(
+    data: bytes, path: str, num_chunks: int, chunk_size: int, dtype: np.dtype[Any]
+) -> None:
+    """Raises unless every inner chunk is there and says that it unpacks to a chunk's bytes."""
+    chunk_bytes = chunk_size * dtype.itemsize
+    check_expansion(num_chunks * chunk_bytes, len(data), path)
+    end = len(data) - _INDEX_CHECKSUM
+    start = end - num_chunks * _INDEX_ENTRY
+    if start < 0:
+        raise CacheCorruptError(f"got {path} without room for its index")
+    index: list[tuple[int, int]] = np.frombuffer(data[start:end], "<u8").reshape(-1, 2).tolist()
+    for offset, size in index:
+        if offset + size > start or size < _BLOSC_HEADER:
+            raise CacheCorruptError(f"got a chunk outside of {path}, or none")
+        unpacked = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        if unpacked != chunk_bytes:
+            raise CacheCorruptError(
+                f"got a chunk of {path} that unpacks to {unpacked} bytes, not {chunk_bytes}"
+            )
+
+
 def _fits(array: Any, dtype: str, shape: tuple[int, ...]) -> bool:
-    sizes = zip(array.shape, shape, strict=False)
+    return _fits_shape((str(array.dtype), array.shape), dtype, shape)
+
+
+def _fits_shape(got: tuple[str, tuple[int, ...]], dtype: str, shape: tuple[int, ...]) -> bool:
     return (
-        str(array.dtype) == dtype
-        and len(array.shape) == len(shape)
-        and all(size in (got, _ANY) for got, size in sizes)
+        got[0] == dtype
+        and len(got[1]) == len(shape)
+        and all(size in (found, _ANY) for found, size in zip(got[1], shape, strict=True))
     )
 
 
@@ -306,16 +371,14 @@ def from_steps(max_M: Floats, step_MK: NDArray[np.uint16]) -> Floats:
 
 
 def _write_array(group: zarr.Group, name: str, data: Array) -> None:
-    rows = _BYTES_PER_CHUNK if data.ndim == 1 and data.dtype == np.uint8 else ROWS_PER_CHUNK
-    columns = tuple(max(1, size) for size in data.shape[1:])
-    num_chunks = max(1, -(-len(data) // rows))
+    inner, outer = _chunks(data.dtype, data.shape)
     packing = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
     array = group.create_array(
         name,
         shape=data.shape,
         dtype=data.dtype,
-        chunks=(rows, *columns),
-        shards=(num_chunks * rows, *columns),
+        chunks=inner,
+        shards=outer,
         compressors=[packing, zarr.codecs.Crc32cCodec()],
         fill_value=0,
         dimension_names=("row", "column")[: data.ndim],
@@ -323,6 +386,16 @@ def _write_array(group: zarr.Group, name: str, data: Array) -> None:
     )
     if data.size:
         array[...] = cast("Any", data)
+
+
+def _chunks(
+    dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of an array of this shape: the inner chunks, and the one object that they are in."""
+    rows = _BYTES_PER_CHUNK if len(shape) == 1 and dtype == np.uint8 else ROWS_PER_CHUNK
+    columns = tuple(max(1, size) for size in shape[1:])
+    num_chunks = max(1, -(-shape[0] // rows))
+    return (rows, *columns), (num_chunks * rows, *columns)
 
 
 def _high_plane(ids_MK: Ints, bits: int) -> NDArray[np.uint8]:

@@ -96,8 +96,9 @@ def _counts(content: ShardContent, entry: LedgerEntry) -> Iterator[str]:
         if told[name] != number:
             yield f"expected {name} {told[name]}, as the ledger says, got {number}"
     got = [(view.example, view.corruption.view) for view in content.views]
-    want = [(row, view) for row in range(len(content.examples)) for view in entry.views]
-    if got != want:
+    want = ((row, view) for row in range(len(content.examples)) for view in entry.views)
+    num_wanted = len(content.examples) * len(entry.views)
+    if len(got) != num_wanted or any(a != b for a, b in zip(got, want, strict=True)):
         yield (
             f"expected views {entry.view_start} to {entry.view_stop - 1} of each of "
             f"{len(content.examples)} examples, got {len(got)} views that are not those"

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.diffusion.corrupt import has_any, is_covered
 from storage_schemas.errors import CacheCorruptError
-from storage_schemas.examples import Bools, Pair
+from storage_schemas.examples import Bools, Ints, Pair
 from storage_schemas.identity import KeptIdentity
 from storage_schemas.manifest import LedgerEntry
 from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, SKIPS, VIEWS, Table, decode_table
@@ -17,6 +17,9 @@ from storage_schemas.skips import Skip
 from storage_schemas.targets import KeptTargets, Targets
 from storage_schemas.views import Corruption
 from storage_schemas.zarr_layout import TOKENS_FOLDER, decode_tokens
+
+# What nonsense in whole files may run into while it is decoded; a damaged file comes before this.
+NONSENSE = (CacheCorruptError, AssertionError, IndexError, KeyError, ValueError, OverflowError)
 
 
 def decode_shard(
@@ -40,6 +43,7 @@ def decode_shard(
     tokens = None
     if kept.has_tokens:
         size_C = chunks.arrays["t1"] - chunks.arrays["t0"]
+        _expect_sizes(size_C, max((len(pair.teacher_ids_T) for pair in examples), default=0))
         is_joint_M = np.repeat(size_C > 1, size_C)
         _expect("token rows", len(is_joint_M), counts.num_token_rows)
         _expect("rows of joint chunks", int(is_joint_M.sum()), counts.num_joint_rows)
@@ -134,6 +138,15 @@ def _decode_views(
         )
         stored.append(StoredView(example=example, corruption=noise, targets=targets))
     return tuple(stored)
+
+
+def _expect_sizes(size_C: Ints, longest: int) -> None:
+    """Before a row a token is made for them."""
+    if ((size_C < 1) | (size_C > longest)).any():
+        raise CacheCorruptError(
+            f"expected chunks of 1 to {longest} tokens, as the teacher's sequences are long, got "
+            f"{int(size_C.min())} to {int(size_C.max())}"
+        )
 
 
 def _expect(what: str, got: int, expected: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import xxhash
 from pydantic import ValidationError
 
+from pipeline.cache.decode import NONSENSE
 from pipeline.cache.store import CacheStore
 from storage_schemas.basis import Basis
 from storage_schemas.errors import (
@@ -43,7 +44,7 @@ def read_manifest(store: CacheStore) -> Manifest:
         ) from error
     try:
         found: dict[str, Any] = dict(json.loads(data))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CacheCorruptError(
             f"{file}: expected JSON, got: {error}; restore it from a copy"
         ) from error
@@ -159,7 +160,13 @@ def read_basis(store: CacheStore, manifest: Manifest) -> Basis | None:
         file.path.partition(f"/{BASIS_FOLDER}/")[2]: _read_common(store, file)
         for file in manifest.basis
     }
-    return decode_basis(files)
+    try:
+        return decode_basis(files)
+    except NONSENSE as error:
+        raise CacheCorruptError(
+            f"{store.address}: the sketch's basis cannot be read: {error}; restore "
+            f"{BASIS_FOLDER} from a copy, or make the cache anew"
+        ) from error
 
 
 def _checked(entry: LedgerEntry, kept: KeptIdentity) -> tuple[FileEntry, ...]:

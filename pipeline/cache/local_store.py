@@ -7,6 +7,7 @@ between any two steps leaves what the next writer replaces. Locks end with their
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,12 @@ from pipeline.cache.files import (
     writing_to,
 )
 from storage_schemas.errors import CacheCorruptError
-from storage_schemas.manifest import LEDGER_FOLDER, SCRATCH_FOLDER, SHARDS_FOLDER
+from storage_schemas.manifest import (
+    COMMON_FOLDER,
+    LEDGER_FOLDER,
+    SCRATCH_FOLDER,
+    SHARDS_FOLDER,
+)
 
 _LOG = logging.getLogger(__name__)
 _LOCK_FILE = "lock"
@@ -40,7 +46,8 @@ class LocalStore:
         return str(self._root)
 
     def read(self, path: str) -> bytes:
-        """The bytes of one file."""
+        """The bytes of one file; a link to outside is refused."""
+        self._stay_inside(path)
         try:
             return (self._root / path).read_bytes()
         except NotADirectoryError as error:
@@ -51,21 +58,19 @@ class LocalStore:
         return {path: self.read(path) for path in paths}
 
     def sizes(self, paths: Collection[str]) -> dict[str, int]:
-        """The sizes of those files that are there; a shard that links elsewhere is refused."""
-        root = self._root.resolve()
-        for shard in {tuple(path.split("/")[:2]) for path in paths}:
-            if not self._root.joinpath(*shard).resolve().is_relative_to(root):
-                raise CacheCorruptError(
-                    f"{'/'.join(shard)}: expected a folder inside {self._root}, "
-                    f"got a link to elsewhere"
-                )
+        """The sizes of those files that are there; a link to outside is refused."""
+        for folder in {path.rpartition("/")[0] for path in paths}:
+            self._stay_inside(folder)
         found: dict[str, int] = {}
         for path in paths:
             try:
-                size = os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116 (a third of the time)
+                facts = os.lstat(f"{self._root}/{path}")  # (a third of pathlib's time)
+                if stat.S_ISLNK(facts.st_mode):
+                    self._stay_inside(path)
+                    facts = (self._root / path).stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            found[path] = size
+            found[path] = facts.st_size
         return found
 
     def names(self, folder: str) -> list[str]:
@@ -95,6 +100,8 @@ class LocalStore:
     def open_writer(self) -> "LocalWriter":
         """Makes the folders, removes what dead writers left, and takes a scratch folder."""
         with writing_to(self._root):
+            for folder in (SCRATCH_FOLDER, SHARDS_FOLDER, LEDGER_FOLDER, COMMON_FOLDER):
+                self._stay_inside(folder)
             for folder in (SCRATCH_FOLDER, SHARDS_FOLDER, LEDGER_FOLDER):
                 (self._root / folder).mkdir(parents=True, exist_ok=True)
             sync_folder(self._root)
@@ -109,9 +116,18 @@ class LocalStore:
         with ExitStack() as stack:
             with writing_to(self._root):
                 scratch = self._root / SCRATCH_FOLDER
+                self._stay_inside(f"{SCRATCH_FOLDER}/{_LOCK_FILE}")
                 scratch.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(exclusive(scratch / _LOCK_FILE))
             yield
+
+    def _stay_inside(self, path: str) -> None:
+        """Raises where links lead out of the cache's folder, which may itself be one."""
+        if not (self._root / path).resolve().is_relative_to(self._root.resolve()):
+            raise CacheCorruptError(
+                f"{path}: expected a file or folder inside {self._root}, got a link to elsewhere; "
+                f"nothing there is read or written: copy what it links to in its place"
+            )
 
     def _replace(self, path: str, data: bytes) -> None:
         beside = self._root / SCRATCH_FOLDER / "replacement"
@@ -173,6 +189,8 @@ class LocalWriter:
 def _remove_scratch_of_the_dead(scratch_root: Path) -> None:
     """Removes scratch folders that no living writer holds the lock of."""
     for scratch in scratch_root.glob("writer-*"):
+        if scratch.is_symlink():  # not a writer's: they make folders
+            continue
         held = lock(scratch / _LOCK_FILE, wait=False)
         if held is not None:
             _end_scratch(scratch, held)

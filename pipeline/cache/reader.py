@@ -7,7 +7,7 @@ from typing import Literal
 
 import xxhash
 
-from pipeline.cache.decode import decode_shard
+from pipeline.cache.decode import NONSENSE, decode_shard
 from pipeline.cache.ledger import check_files, read_basis, read_ledger, read_manifest
 from pipeline.cache.store import CacheStore, open_store
 from storage_schemas.basis import Basis
@@ -83,9 +83,10 @@ class CacheReader:
                 coder,
                 with_top_k=with_top_k,
             )
-        except CacheCorruptError as error:
+        except NONSENSE as error:
+            kind = "" if isinstance(error, CacheCorruptError) else f"{type(error).__name__}: "
             raise CacheCorruptError(
-                f"shard {entry.shard} of {self.address}: {error}; remove "
+                f"shard {entry.shard} of {self.address}: {kind}{error}; remove "
                 f"{LEDGER_FOLDER}/{entry.shard}.json and run 'tidecache teacher-cache' again: it "
                 f"makes this shard anew"
             ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import xxhash
 
 from pipeline.cache.check_content import Expected, contradictions
-from pipeline.cache.decode import decode_shard
+from pipeline.cache.decode import NONSENSE, decode_shard
 from pipeline.cache.ledger import (
     make_anew,
     overlapping,
@@ -31,8 +31,6 @@ from storage_schemas.manifest import (
 from storage_schemas.parquet_layout import VOCABULARY, decode_table
 from storage_schemas.zarr_layout import decode_basis
 
-# What nonsense in whole files may run into while it is decoded; a damaged file comes before this.
-_NONSENSE = (CacheCorruptError, AssertionError, IndexError, KeyError, ValueError, OverflowError)
 _RESTORE = "restore it from a copy, or make the cache anew"
 
 
@@ -176,7 +174,7 @@ class _Verifier:
             return None
         try:
             return decode_basis(found)
-        except _NONSENSE as error:
+        except NONSENSE as error:
             self._fault(BASIS_FOLDER, str(error), _RESTORE)
             return None
 
@@ -252,7 +250,7 @@ def _content_faults(
     try:
         content = decode_shard(files, entry, kept, coder)
         yield from contradictions(content, entry, files, expected)
-    except _NONSENSE as error:
+    except NONSENSE as error:
         yield f"expected content of one piece, got: {type(error).__name__}: {error}"
 
 

@@ -23,6 +23,7 @@ from pipeline.config.models import BlockAttention, StudentConfig, TeacherConfig
 from pipeline.config.objective import MaskedNll, ObjectiveConfig, TokenObjective
 from pipeline.config.read import read_fields
 from pipeline.config.records import RecordsConfig
+from pipeline.config.secrets import refuse_credentials, refuse_credentials_in
 from pipeline.config.train import TrainConfig
 from pipeline.config.workers import WorkersConfig
 from storage_schemas.errors import RecipeError
@@ -93,6 +94,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(fields: dict[str, Any], *, where: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from nested tables; every mistake in it is named in one error."""
+    refuse_credentials_in(fields, f"{where}: recipe")
     for keys, value in sorted(map(_override, overrides), key=_outer_types_first):
         _set(fields, keys, value)
     try:
@@ -150,6 +152,7 @@ def _misfits(
 def _override(text: str) -> tuple[list[str], Any]:
     dotted, has_value, value = text.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
+    refuse_credentials(text, "an override (--set)")
     if not has_value or not all(keys):
         raise RecipeError(f"expected an override like 'objective.type=calm', got {text!r}")
     try:

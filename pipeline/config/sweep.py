@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config.base import StrictModel
 from pipeline.config.mistakes import mistakes_in
 from pipeline.config.read import read_fields
+from pipeline.config.secrets import refuse_credentials_in
 from storage_schemas.errors import RecipeError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
@@ -47,6 +48,7 @@ class SweepConfig(StrictModel):
 def load_sweep(path: Path) -> SweepConfig:
     """A sweep from TOML; its paths are relative to the folder that the command runs in."""
     fields = read_fields(path, "a sweep")
+    refuse_credentials_in(fields, f"{path}: sweep")
     try:
         return SweepConfig.model_validate(fields)
     except ValidationError as error:

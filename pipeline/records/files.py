@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.core import OpenFile, url_to_fs  # pyright: ignore
 
+from pipeline.config.secrets import refuse_credentials
 from pipeline.storage.address import OBJECT_STORES, scheme_of
 from pipeline.storage.connection import register_with_fsspec, require_obstore, talking_to
 from storage_schemas.errors import RecipeError
@@ -17,6 +18,8 @@ _PARQUET = ".parquet"
 
 def matching_files(paths: tuple[str, ...]) -> list[str]:
     """The files meant, each once, in the order of their names and then of their folders."""
+    for path in paths:
+        refuse_credentials(path, "records")
     files = {file for path in paths for file in _expand(path)}
     for file in sorted(files):
         if not innermost(file).endswith((*_LINES, _PARQUET)):

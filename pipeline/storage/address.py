@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.config.secrets import refuse_credentials
 from storage_schemas.errors import RecipeError
 
 OBJECT_STORES = ("s3", "gs", "az")
@@ -19,6 +20,7 @@ def is_remote(address: str | Path) -> bool:
     scheme = scheme_of(address)
     if scheme is None:
         return False
+    refuse_credentials(str(address), f"{scheme}:// address")
     if scheme not in OBJECT_STORES:
         known = ", ".join(f"{name}://" for name in OBJECT_STORES)
         raise RecipeError(f"{address}: expected a local path, or a URL with {known}, got {scheme}")
