@@ -27,6 +27,7 @@ from pipeline.teacher.answer import KeepDense, all_finite, answer_views
 from pipeline.teacher.backend import TeacherBackend
 from pipeline.teacher.calibrate import blind_pass, hidden_in_order
 from pipeline.teacher.examples import load_teacher_tokenizer
+from pipeline.teacher.fit import check_family
 from pipeline.teacher.identity import teacher_identity
 from pipeline.teacher.keep import KeepChunks
 from pipeline.teacher.load import load_backend
@@ -95,11 +96,24 @@ def _recipe(reader: CacheReader, overrides: Sequence[str]) -> Recipe:
         ) from error
     if not isinstance(fields, dict):
         raise CacheCorruptError(f"{where}: expected a recipe, got {type(fields).__name__}")
-    return parse_recipe(cast("dict[str, Any]", fields), where=where, overrides=overrides)
+    return parse_recipe(
+        _without_permissions(cast("dict[str, Any]", fields)), where=where, overrides=overrides
+    )
+
+
+def _without_permissions(fields: dict[str, Any]) -> dict[str, Any]:
+    """What a cache brings allows no code to run: that is for whoever looks at it to say."""
+    return {
+        name: {key: value for key, value in table.items() if key != "trust_remote_code"}
+        if isinstance(table, dict)
+        else table
+        for name, table in fields.items()
+    }
 
 
 def _check_teacher(reader: CacheReader, recipe: Recipe) -> None:
     """The same weights, wherever they lie by now, read in the same way."""
+    check_family(recipe.teacher)
     cached = reader.identity.teacher
     named = teacher_identity(recipe).model_copy(update={"revision": cached.revision})
     lines = [f"teacher.{line}" for line in differences(cached, named)]

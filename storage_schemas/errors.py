@@ -23,6 +23,10 @@ class RecordError(TidecacheError, ValueError):
         self.reason = reason
 
 
+class CheckpointError(TidecacheError, ValueError):
+    """A model's checkpoint would run code that nothing pins, or be read by unpickling."""
+
+
 class TokenizerError(TidecacheError, ValueError):
     """A tokenizer or its chat template cannot serve (lossy, no mask token, not prefix-stable)."""
 

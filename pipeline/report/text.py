@@ -94,8 +94,7 @@ def _drawn(runs: Sequence[FinishedRun], paths: list[str], tokenizer: ChatTokeniz
 def _tokenizer(run: FinishedRun) -> ChatTokenizer:
     student = run.recipe.student
     return ChatTokenizer.load(
-        str(run.student),
-        trust_remote_code=student.trust_remote_code,
+        str(run.student),  # whose own code, if it has any, is not run to look at it
         mask_token=student.mask_token,
         mask_id=student.mask_id,
     )

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from pipeline.config.models import StudentConfig
 from pipeline.diffusion.leak import block_attention_faults
+from pipeline.storage.model_files import check_code, check_weights
 from pipeline.student.forward import masked_hidden
 from pipeline.student.kernels import Kernel, implementation_of
 from storage_schemas.errors import RecipeError
@@ -23,10 +24,13 @@ def load_student(config: StudentConfig, *, kernel: Kernel = "sdpa") -> PreTraine
 
     An `a2d-*` checkpoint is loaded, and later saved, as the plain architecture that it holds.
     """
+    check_code(config)
+    check_weights(config)
     options: dict[str, Any] = {
         "trust_remote_code": config.trust_remote_code,
         "dtype": torch.float32,
         "attn_implementation": implementation_of(kernel),
+        "use_safetensors": True,
     }
     if config.revision is not None:
         options["revision"] = config.revision

@@ -1,12 +1,9 @@
 """A teacher's checkpoint: what its config.json says without running any of its code, and loading.
 
-Remote code is code of others: it runs only where a recipe asks for it, at one commit or from a
-folder whose code is part of the cache's identity.
+Its own code runs, and its files are read, only as far as `model_files` allows.
 """
 
 import logging
-import re
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,10 +11,10 @@ import transformers
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pipeline.config.models import ModelSource, TeacherConfig
+from pipeline.storage.model_files import check_code, check_weights, own_classes
 from storage_schemas.errors import TeacherError
 
 _LOG = logging.getLogger(__name__)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNLOADABLE = (OSError, ValueError)
 # what code says that was written for another version of transformers
 _STALE_CODE = (ImportError, AttributeError, KeyError, TypeError)
@@ -40,45 +37,16 @@ def stored_config(source: ModelSource) -> dict[str, Any]:
     return cast("dict[str, Any]", fields)
 
 
-def own_classes(fields: dict[str, Any]) -> dict[str, str]:
-    """The classes that a checkpoint brings code for, by the name of transformers' auto class.
-
-    A tokenizer's may be one of two, or none.
-    """
-    named = cast("dict[str, Any]", fields.get("auto_map") or {})
-    return {auto: name for auto, name in named.items() if isinstance(name, str)}
-
-
-def check_pinned(source: ModelSource) -> None:
-    """Raise where remote code would run that nothing pins."""
-    if not source.trust_remote_code:
-        return
-    is_folder = Path(source.model).is_dir()
-    if not is_folder and not _COMMIT.fullmatch(source.revision or ""):
-        raise TeacherError(
-            f"expected revision = a commit (40 hex digits) of {source.model!r}, whose code will "
-            f"run here, got {source.revision!r}, which may be other code tomorrow; ask for the "
-            f'newest commit with python -c "from huggingface_hub import model_info; '
-            f"print(model_info('{source.model}').sha)\", and read that commit's *.py before you "
-            f"name it"
-        )
-    elsewhere = [name for name in own_classes(stored_config(source)).values() if "--" in name]
-    if elsewhere:
-        raise TeacherError(
-            f"expected the code of {source.model!r} beside its weights, got {elsewhere[0]!r}, "
-            f"which lies in another repository and is not pinned by this revision; copy its *.py "
-            f"beside the weights in a folder, name them without '--' in its config.json, and use "
-            f"the folder"
-        )
-
-
 def load_checkpoint(config: TeacherConfig, *, implementation: str) -> PreTrainedModel:
     """The recipe's teacher on its CPU, with its head; its own code only where that is asked for."""
+    check_code(config)
+    check_weights(config)
     fields = stored_config(config)
     options: dict[str, Any] = {
         "trust_remote_code": config.trust_remote_code,
         "dtype": getattr(torch, config.dtype),
         "attn_implementation": implementation,
+        "use_safetensors": True,
     }
     if config.revision is not None:
         options["revision"] = config.revision

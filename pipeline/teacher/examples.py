@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.config.models import ModelSource, TeacherConfig
 from pipeline.config.recipe import Recipe, SharedTokenizer
 from pipeline.records.reserve import REASON
+from pipeline.storage.model_files import check_code
 from pipeline.teacher.calibrate import Reserved
 from pipeline.teacher.families import family_named
 from pipeline.teacher.fit import check_family, check_mask
@@ -38,6 +39,7 @@ def load_teacher_tokenizer(config: TeacherConfig) -> ChatTokenizer:
 
 def load_tokenizer(source: ModelSource, *, mask_id: int | None = None) -> ChatTokenizer:
     """The tokenizer of a model; `mask_id` where the recipe names no mask."""
+    check_code(source)
     return ChatTokenizer.load(
         source.model,
         revision=source.revision,

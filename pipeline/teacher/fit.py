@@ -5,7 +5,8 @@ from typing import Any
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.config.models import TeacherConfig
-from pipeline.teacher.checkpoint import check_pinned, stored_config
+from pipeline.storage.model_files import check_code
+from pipeline.teacher.checkpoint import stored_config
 from pipeline.teacher.families import Family, family_named, family_of_model_type
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import RecipeError
@@ -31,7 +32,7 @@ def check_family(config: TeacherConfig) -> None:
             f"its own code reads masks as {family.implementation!r} attention does, and was tried "
             f"with no other"
         )
-    check_pinned(config)
+    check_code(config)
     _check_model_type(config, family)
 
 

@@ -205,6 +205,7 @@ def engine_options(config: TeacherConfig, *, block_size: int | None) -> dict[str
     length = max(config.length, _CHECKED_BLOCKS * (block_size or 1))
     options: dict[str, Any] = {
         "model": config.model,
+        "load_format": "safetensors",
         "revision": config.revision,
         "dtype": config.dtype,
         "runner": "pooling",

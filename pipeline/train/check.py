@@ -3,6 +3,7 @@
 from pipeline.cache.reader import CacheReader
 from pipeline.config.objective import TokenObjective
 from pipeline.config.recipe import Recipe, SharedTokenizer
+from pipeline.storage.model_files import check_code
 from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import CacheIdentityError
 
@@ -10,6 +11,7 @@ from storage_schemas.errors import CacheIdentityError
 def check_cache(reader: CacheReader, recipe: Recipe) -> ChatTokenizer:
     """The student's tokenizer, once it is known to be the one that the cache was made with."""
     student = recipe.student
+    check_code(student)
     tokenizer = ChatTokenizer.load(
         student.model,
         revision=student.revision,

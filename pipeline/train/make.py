@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.config.recipe import Recipe
+from pipeline.storage.model_files import refuse_pickles
 from pipeline.student.forward import head
 from pipeline.student.kernels import choose_kernel
 from pipeline.student.lora import add_adapters
@@ -64,6 +65,7 @@ def make_trainer(
     checkpoint, done = _last_checkpoint(Path(train.output))
     batches = stream(done * train.accumulation, rows)  # it reads while the rest is made ready
     if checkpoint is not None:
+        refuse_pickles(Path(checkpoint))
         check_sharding(Path(checkpoint), kind_of_sharding(recipe))
     arguments = _arguments(
         recipe, ranks.share_of(train.accumulation), max_steps, shows_progress=shows_progress

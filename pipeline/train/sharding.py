@@ -12,9 +12,19 @@ from typing import Any, Literal, cast
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
 
 from pipeline.config.recipe import Recipe
+from pipeline.train.state_file import read_state, write_state
 from storage_schemas.errors import RecipeError
 
 _USE = "ACCELERATE_USE_FSDP"
@@ -26,7 +36,7 @@ _FSDP2 = {
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",  # any number of processes can go on from it
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-_CHECKPOINT_FILE = "pytorch_model_fsdp.bin"
+_CHECKPOINT_FILE = "fsdp_weights.safetensors"
 Sharding = Literal["ddp", "fsdp2"]
 
 
@@ -66,6 +76,35 @@ def settle_sharding(accelerator: Accelerator) -> None:
             "Any", PartialState()
         ).distributed_type = DistributedType.FSDP  # of which that is a copy
     state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def save_weights(model: nn.Module, checkpoint: Path, *, is_first: bool) -> None:
+    """Writes the trained weights, gathered from all processes, each of which calls it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state = get_model_state_dict(model, options=options)
+    if is_first:
+        write_state(checkpoint / _CHECKPOINT_FILE, state)
+
+
+def load_weights(model: nn.Module, checkpoint: Path, *, is_first: bool) -> None:
+    """Gives every process its share of the weights; the first one reads them."""
+    state = read_state(checkpoint / _CHECKPOINT_FILE) if is_first else {}
+    set_model_state_dict(model, state, options=_scattered(strict=False))
+
+
+def gather_optimizer(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's whole state, on the first process; all call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Any]", get_optimizer_state_dict(model, optimizer, options=options))
+
+
+def scatter_optimizer(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Gives every process its share of the state that the first one has; the others have {}."""
+    set_optimizer_state_dict(model, optimizer, state, options=_scattered(strict=True))
+
+
+def _scattered(*, strict: bool) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
 
 
 def check_sharding(checkpoint: Path, kind: Sharding) -> None:

@@ -22,17 +22,27 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from pipeline.evaluate.share import Share
 from pipeline.objectives import LossTerm
 from pipeline.student.call import open_forward
 from pipeline.train.loss import Counts, StepParts, StudentLoss
 from pipeline.train.pace import Pace
+from pipeline.train.random_state import random_state, set_random_state
 from pipeline.train.ranks import Ranks
-from pipeline.train.sharding import settle_sharding
+from pipeline.train.sharding import (
+    gather_optimizer,
+    load_weights,
+    save_weights,
+    scatter_optimizer,
+    settle_sharding,
+)
+from pipeline.train.state_file import read_state, write_state
 from pipeline.train.tensors import TensorBatch
 
 _T = TypeVar("_T")
+_STATE_FILE = "training_state.safetensors"
 
 
 class _Stream(IterableDataset[TensorBatch]):
@@ -184,6 +194,55 @@ class StudentTrainer(Trainer):
             again = dict(parameters(remove_duplicate=False)).keys() - dict(parameters()).keys()
             state_dict = {name: x for name, x in state_dict.items() if name not in again}
         super()._save(output_dir, state_dict)
+        if self.args.should_save:  # a pickle that nothing reads
+            folder = Path(output_dir or str(self.args.output_dir))
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        folder = Path(output_dir)
+        if self.is_fsdp_enabled:
+            save_weights(self._whole(), folder, is_first=self._ranks.is_first)
+            optimizer = gather_optimizer(self._whole(), cast("Any", self.optimizer))
+        else:
+            optimizer = cast("Any", self.optimizer).state_dict() if self.args.should_save else {}
+        if self.args.should_save:
+            scheduler = cast("Any", self.lr_scheduler).state_dict()
+            write_state(folder / _STATE_FILE, {"optimizer": optimizer, "scheduler": scheduler})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = read_state(Path(checkpoint) / _STATE_FILE)
+        if self.is_fsdp_enabled:
+            whole = state["optimizer"] if self._ranks.is_first else {}
+            scatter_optimizer(self._whole(), cast("Any", self.optimizer), whole)
+        else:
+            cast("Any", self.optimizer).load_state_dict(state["optimizer"])
+        cast("Any", self.lr_scheduler).load_state_dict(state["scheduler"])
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        if self.is_fsdp_enabled:
+            folder = Path(resume_from_checkpoint)
+            load_weights(model or self._whole(), folder, is_first=self._ranks.is_first)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        write_state(Path(output_dir) / self._random_file, random_state())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A process that the run did not have before has none to go on from."""
+        if checkpoint is not None and (path := Path(checkpoint) / self._random_file).exists():
+            set_random_state(read_state(path))
+
+    @property
+    def _random_file(self) -> str:
+        return f"random-{self._ranks.rank}.safetensors"
+
+    def _whole(self) -> nn.Module:
+        return cast("nn.Module", self.model)
 
     def _prepare_inputs(self, inputs: TensorBatch) -> TensorBatch:  # pyright: ignore[reportIncompatibleMethodOverride]
         return inputs.to(self.args.device, non_blocking=True)
