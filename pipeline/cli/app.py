@@ -486,7 +486,9 @@ def _stop(message: str) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    typer.secho(message, fg=typer.colors.RED, err=True)
+    from pipeline.cli.tables import printable
+
+    typer.secho(printable(message), fg=typer.colors.RED, err=True)
 
 
 def _version() -> str:

@@ -1,15 +1,45 @@
-"""Plain tables on the terminal, and what a manifest says of fidelity in them."""
+"""Plain tables on the terminal, and what a manifest says of fidelity in them.
 
-from rich.console import Console
+Records, caches and checkpoints bring texts of others. No text is read as markup, and none can move
+the cursor, set a title or turn the writing round.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 
 from storage_schemas.manifest import Calibration, Fidelity, Quantiles
 
+# C0 but tab and line feed, DEL and C1; and what reverses the direction of writing
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def new_console() -> Console:
     """As wide as the terminal; where nobody looks on, wide enough for a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    console = _Console(highlight=False, markup=False, emoji=False)
+    return (
+        console
+        if console.is_terminal
+        else _Console(highlight=False, markup=False, emoji=False, width=120)
+    )
+
+
+def printable(text: str) -> str:
+    """The text with what would command a terminal made visible; ends of lines and tabs stay."""
+    return _COMMANDS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class _Console(Console):
+    """Shows texts of others as they are."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            is_text = segment.control is None
+            yield Segment(printable(segment.text), segment.style) if is_text else segment
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:

@@ -23,6 +23,7 @@ def write_state(path: Path, state: object) -> None:
     """Writes nested dicts, lists and tuples of tensors, arrays and plain values; all on the CPU."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_plain(state, tensors))
+    path.parent.mkdir(parents=True, exist_ok=True)  # another process may not have made it yet
     save_file(tensors, path, metadata={_STATE: text})
 
 
