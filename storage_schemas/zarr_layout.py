@@ -289,8 +289,8 @@ def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[i
 def _check_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[int, ...]) -> None:
     """Raises unless zarr.json says what a writer of this project says, and its object as much.
 
-    zarr would run whatever codec is named (one of its older formats unpickles), and make room for
-    whatever size is claimed: so both are checked before it sees them.
+    zarr would look for whatever codec is named, among all that is installed, read its older format
+    too, and make room for whatever size is claimed: so these are checked before it sees them.
     """
     if f"{name}/zarr.json" not in files:
         raise CacheCorruptError(f"got no {name}/zarr.json")

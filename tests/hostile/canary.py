@@ -5,11 +5,14 @@ from pathlib import Path
 
 
 def pickled(canary: Path) -> bytes:
-    """A pickle that does harm wherever builtins are at hand: it names no module of this project."""
-    code = f"open({str(canary)!r}, 'w').write('unpickled')"
-    return b"c__builtin__\nexec\n(" + pickle.dumps(code, protocol=0)[:-1] + b"tR."
+    """Writes the canary's file wherever it is unpickled: it names Python's own modules alone."""
+    return b"c__builtin__\nexec\n(" + pickle.dumps(_code(canary, "unpickled"), 0)[:-1] + b"tR."
 
 
 def module(canary: Path) -> str:
-    """Python that does harm when it is imported."""
-    return f"open({str(canary)!r}, 'w').write('imported')\n"
+    """Python that does the same when it is imported."""
+    return _code(canary, "imported") + "\n"
+
+
+def _code(canary: Path, how: str) -> str:
+    return f"import pathlib; pathlib.Path({str(canary)!r}).write_text({how!r})"

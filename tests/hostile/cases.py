@@ -6,7 +6,6 @@ before any harm: no canary's file, nothing read or written outside, within a few
 """
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -26,18 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import xxhash
-import zarr
-import zarr.storage
 from canary import module, pickled
 from numcodecs import Pickle
-from remote import make_model, publish
 from safetensors.torch import save_file
 from tiny import Tiny
-from zarr.core.buffer import default_buffer_prototype
 
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.verify import verify_cache
-from pipeline.cache.writer import CacheWriter
 from pipeline.config.models import StudentConfig
 from pipeline.config.recipe import Recipe, load_recipe, parse_recipe
 from pipeline.config.sweep import load_sweep
@@ -48,18 +42,20 @@ from pipeline.student_train import run_student_train
 from pipeline.teacher.examples import load_tokenizers
 from pipeline.teacher.load import load_backend
 from pipeline.teacher_cache import run_teacher_cache
+from pipeline.text.tokenizer import ChatTokenizer
 from storage_schemas.errors import (
     CacheCorruptError,
     CheckpointError,
     RecipeError,
+    RecordError,
     TidecacheError,
-    TokenizerError,
 )
+from storage_schemas.examples import Message
 from storage_schemas.manifest import LEDGER_FOLDER, MANIFEST_FILE, LedgerEntry
-from storage_schemas.parquet_layout import CHUNKS, EXAMPLES, decode_table, encode_table
+from storage_schemas.parquet_layout import CHUNKS, decode_table, encode_table
 from storage_schemas.seal import sealed_fields, unsealed
 
-PASSWORD = "hunter2-do-not-repeat"  # noqa: S105 (what must never be said again)
+PASSWORD = "hunter2-do-not-repeat"
 SECONDS = 30  # in which a refusal comes, on a busy machine
 _HUGE = 2**60
 _SKETCH = {"type": "sketch", "calibration_records": 4, "step": 0.2}
@@ -89,7 +85,7 @@ class Ground:
         return self.tiny.recipe("b", self.folder, **_OVERRIDES, **overrides)
 
 
-_OVERRIDES: dict[str, Any] = {"targets.k": 4, "targets.tail": _SKETCH, "train.max_steps": 2}
+_OVERRIDES: dict[str, Any] = {"targets.k": 4, "targets.tail": _SKETCH}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +321,7 @@ def _zarr_json(
 
 
 def _unpickling_filter(ground: Ground) -> object:
-    """The basis in Zarr's second format, whose filter `pickle` runs what a chunk says."""
+    """The basis in Zarr's second format, with a filter `pickle` and a chunk that is one."""
     folder = in_basis(ground.cache, "base/zarr.json").removesuffix("/zarr.json")
     about = json.loads((ground.cache / folder / "zarr.json").read_text())
     size = about["shape"][0]
@@ -395,9 +391,10 @@ def _pandas(table: pa.Table, canary: Path) -> pa.Table:
 
 
 def _repeated(table: pa.Table, canary: Path) -> pa.Table:
-    """A column of one value, so often that a few bytes become gigabytes."""
+    """A column of one number, so often that a few bytes become hundreds of megabytes."""
     del canary
-    return pa.concat_tables([table] * (40_000_000 // len(table)))
+    column = pa.array(np.zeros(40_000_000, np.int32))
+    return pa.table({table.schema.names[0]: column})
 
 
 # ------------------------------------------------------------------ recipes and their kin
@@ -534,8 +531,6 @@ def _code_elsewhere(file: str, auto: str, name: object) -> Callable[[Ground], ob
 def _cache_that_allows_code(ground: Ground) -> object:
     """A cache whose own recipe.json grants its teacher's code leave to run."""
     folder = ground.folder / "teacher"
-    shape = {"vocab_size": 64, "num_layers": 1}
-    del shape
     shutil.copytree(ground.tiny.folder / "teacher-b", folder)
     (folder / "evil.py").write_text(module(ground.canary))
     for file in ("config.json", "tokenizer_config.json"):
@@ -570,10 +565,7 @@ def _resume(name: str) -> Callable[[Ground], object]:
     """A pickle beside a checkpoint's files, under a name that is unpickled elsewhere."""
 
     def attack(ground: Ground) -> object:
-        recipe = ground.recipe(**{"train.save_steps": 1})
-        stop = iter([False, True, True, True])
-        run_student_train(recipe, should_stop=lambda: next(stop, True), shows_progress=False)
-        checkpoint = next(Path(recipe.train.output).glob("checkpoint-*"))
+        recipe, checkpoint = _stopped(ground)
         (checkpoint / name).write_bytes(pickled(ground.canary))
         return run_student_train(recipe, shows_progress=False)
 
@@ -582,12 +574,17 @@ def _resume(name: str) -> Callable[[Ground], object]:
 
 def _foreign_state(ground: Ground) -> object:
     """A training state without what training asks it for."""
-    recipe = ground.recipe(**{"train.save_steps": 1})
-    stop = iter([False, True, True, True])
-    run_student_train(recipe, should_stop=lambda: next(stop, True), shows_progress=False)
-    checkpoint = next(Path(recipe.train.output).glob("checkpoint-*"))
+    recipe, checkpoint = _stopped(ground)
     save_file({"0": torch.zeros(1)}, checkpoint / "training_state.safetensors")
     return run_student_train(recipe, shows_progress=False)
+
+
+def _stopped(ground: Ground) -> tuple[Recipe, Path]:
+    """A run that was stopped after its first step, and its checkpoint."""
+    recipe = ground.recipe()
+    summary = run_student_train(recipe, should_stop=lambda: True, shows_progress=False)
+    assert not summary.is_complete, "there is something to go on with"
+    return recipe, next(Path(recipe.train.output).glob("checkpoint-*"))
 
 
 def _template(ground: Ground) -> object:
@@ -598,12 +595,8 @@ def _template(ground: Ground) -> object:
     reach = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": reach}))
-    recipe = ground.recipe(**{"student.model": str(folder)})
-    return run_teacher_cache(
-        recipe.model_copy(
-            update={"cache": recipe.cache.model_copy(update={"path": str(ground.folder / "new")})}
-        )
-    )
+    messages = [Message(role="user", content="hello")]
+    return ChatTokenizer.load(str(folder)).chat_text(messages, add_generation_prompt=True)
 
 
 _MOVED = "got a link to elsewhere"
@@ -655,7 +648,9 @@ def _cases() -> Iterator[Case]:
     yield case("the scratch links outside, written", _link_for_writers, corrupt, _MOVED)
 
     yield case("a ledger claims 2^60 rows", _counts(num_token_rows=_HUGE), corrupt, "token rows")
-    yield case("a ledger claims 2^60 joint rows", _counts(num_joint_rows=_HUGE), corrupt, "joint")
+    yield case(
+        "a ledger claims 2^60 joint rows", _counts(num_joint_rows=_HUGE), corrupt, "expected files"
+    )
     yield case("a ledger claims 2^60 views", _many_views, corrupt, "999999")
     yield case("a ledger counts below nothing", _counts(num_views=-1), corrupt, "num_views")
     yield case("a ledger's counts are no numbers", _counts(num_views=1.5), corrupt, "num_views")
@@ -688,10 +683,10 @@ def _cases() -> Iterator[Case]:
         "an array of the basis is of 2^60 numbers",
         _zarr_json(base, _huge_shape),
         corrupt,
-        "got other chunks" if False else "unpack to",
+        "unpack to",
     )
     yield case(
-        "an array of the basis is of a format that unpickles",
+        "an array of the basis is of Zarr's second format, with a pickle",
         _unpickling_filter,
         corrupt,
         "got no base/zarr.json",
@@ -809,7 +804,7 @@ def _cases() -> Iterator[Case]:
     yield case(
         "a checkpoint's state is another's", _foreign_state, CheckpointError, "training state"
     )
-    yield case("a chat template leaves its sandbox", _template, TidecacheError, "")
+    yield case("a chat template leaves its sandbox", _template, RecordError, "is unsafe")
 
 
 CASES = tuple(_cases())
@@ -819,12 +814,12 @@ CASES = tuple(_cases())
 
 
 @contextmanager
-def grounds(folder: Path, tiny: Tiny) -> Iterator[Callable[[str], Ground]]:
+def grounds(folder: Path, tiny: Tiny) -> Iterator[Callable[[], Ground]]:
     """Makes a sound cache once, and for each case a copy of it."""
     base = folder / "sound"
     run_teacher_cache(tiny.recipe("b", base, **_OVERRIDES))
 
-    def make(name: str) -> Ground:
+    def make() -> Ground:
         place = Path(tempfile.mkdtemp(dir=folder))
         shutil.copytree(base / "cache", place / "cache")
         return Ground(tiny=tiny, folder=place, sound=base / "cache")
@@ -860,7 +855,7 @@ def run_cases() -> list[tuple[str, bool, str]]:
         place = Path(folder)
         (place / "tiny").mkdir()
         with grounds(place, Tiny(place / "tiny")) as make:
-            verdicts = [try_case(case, make(case.name)) for case in CASES]
+            verdicts = [try_case(case, make()) for case in CASES]
     return [(one.name, not one.is_refused, one.detail) for one in verdicts]
 
 
