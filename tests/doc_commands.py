@@ -38,6 +38,7 @@ PROGRAMS = {
     *("dask", "ray", "source", "export", "git", "cat", "head"),
 }
 _PLAIN = ("tidecache ", "cat > ", "head ")
+_PREFECT = "prefect "  # in the repository's root, as docs/operations.md says
 _LIMIT_S = 240
 
 # What stands for a reader's own things, in whole words.
@@ -137,6 +138,20 @@ INSTEAD = {
     "tidecache verify CACHE --fidelity 50": Instead(
         "the quick demo has fewer views", "tidecache verify CACHE --fidelity 2"
     ),
+    "export PREFECT_API_URL=…": Instead("a server of these tests runs, and is named"),
+    "export TIDECACHE_RECIPE=…": Instead("set for all commands, with the paths that are here"),
+    "prefect flow-run cancel ID": Instead(
+        "tests/integration/flows/test_deployments.py cancels one", "prefect flow-run cancel --help"
+    ),
+    "prefect server start": Instead("a server of these tests runs"),
+    "python -m flows.pool_worker …": Instead(
+        "tests/integration/flows/test_pool_worker.py runs and stops one",
+        "prefect worker start --pool tidecache --limit 1 --run-once",
+    ),
+    "prefect worker start …": Instead(
+        "it works until it is stopped; tests/integration/flows/test_deployments.py runs one",
+        "prefect worker start --pool tidecache --limit 1 --run-once",
+    ),
     "tidecache serve …": Instead(
         "tests/integration/flows/test_serve.py serves and waits for a schedule",
         "tidecache serve --help",
@@ -235,6 +250,8 @@ class World:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "120",
+            "TIDECACHE_RECIPE": str(folder / "recipe.toml"),
+            "TIDECACHE_CACHE": str(folder / "caches/mine"),
         }
 
     def make(self) -> None:
@@ -300,6 +317,8 @@ def try_command(command: Command, world: World) -> Result:
     if command.is_python:
         return result("run", *world.python(command.text))
     entry = instead_of(command.text)
+    if entry is None and command.text.startswith(_PREFECT):
+        return result("run", *world.shell(f"cd {ROOT} && {command.text}"))
     if entry is None and not command.text.startswith(_PLAIN):
         return result("not run", False, "not run by any test: see INSTEAD in tests/doc_commands.py")
     if entry is None:
