@@ -2,25 +2,26 @@
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from pipeline.cache.counts import total_counts
 from pipeline.cache.ledger import read_ledger
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.writer import CacheWriter, Calibrated, Vocabularies
 from pipeline.config.recipe import Recipe, resolved_json
 from pipeline.records.source import index_records
+from pipeline.shards.failures import failure_of
 from pipeline.shards.pace import Pace, Progress
 from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 from pipeline.teacher.calibrate import calibrate
 from pipeline.teacher.examples import check_reserved, load_tokenizers, reserved_for
 from pipeline.teacher.identity import cache_identity
 from pipeline.teacher.shard import ShardMaker
-from storage_schemas.errors import RecipeError
-from storage_schemas.manifest import Counts, Layout, LedgerEntry
-from storage_schemas.skips import NOT_FINITE
+from storage_schemas.errors import RecipeError, TidecacheError
+from storage_schemas.manifest import Counts, Layout
+from storage_schemas.run_notes import Failure, Wanted
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class TeacherCacheStage:
         try:
             self.work, self.num_committed = self._plan(recipe.noise.views)
             self._writer.write_recipe(resolved_json(recipe))
+            self._writer.write_wanted(Wanted(num_parts=len(self._parts), views=recipe.noise.views))
         except BaseException:
             self.close()
             raise
@@ -111,6 +113,13 @@ class TeacherCacheStage:
     def make_shard(self, item: WorkItem) -> MadeShard:
         """Noise, teacher, targets and commit for one shard."""
         return self._maker.make(item, self._writer)
+
+    def note_failure(self, failure: Failure) -> None:
+        """Keep beside the cache why a shard was not made; where that fails, it is logged."""
+        try:
+            self._writer.note_failure(failure)
+        except TidecacheError as error:
+            _LOG.warning("shard %s: its failure could not be kept: %s", failure.shard, error)
 
     def _plan(self, views: int) -> tuple[tuple[WorkItem, ...], int]:
         parts = {part.number: part for part in self._parts}
@@ -169,7 +178,14 @@ def run_teacher_cache(
         for item in stage.work:
             if should_stop():
                 break
-            on_shard(pace.after(stage.make_shard(item), item.most_views))
+            try:
+                made = stage.make_shard(item)
+            except Exception as error:
+                failure = failure_of(item.shard, error)
+                _LOG.error("shard %s failed: %s", item.shard, failure.reason)
+                stage.note_failure(failure)
+                raise
+            on_shard(pace.after(made, item.most_views))
         return summarize(stage, shards_made=pace.done, seconds=time.monotonic() - began)
 
 
@@ -186,27 +202,4 @@ def summarize(stage: TeacherCacheStage, *, shards_made: int, seconds: float) -> 
         counts=counts,
         seconds=seconds,
         is_complete=shards_made == len(stage.work),
-    )
-
-
-def total_counts(entries: Sequence[LedgerEntry]) -> Counts:
-    """The counts of a whole cache; a part's records count once, however many shards it has.
-
-    Records that the teacher had no finite answer for count once a shard that they are missing in.
-    """
-    skips: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
-    seen: set[int] = set()
-    for entry in entries:
-        counts = entry.counts.model_dump(exclude={"skips"})
-        if entry.part in seen:
-            counts |= {"num_records": 0, "num_examples": 0}
-            not_finite = entry.counts.skips.get(NOT_FINITE, 0)
-            skips.update({NOT_FINITE: not_finite} if not_finite else {})
-        else:
-            skips.update(entry.counts.skips)
-        seen.add(entry.part)
-        totals.update(counts)
-    return Counts(
-        **{name: totals[name] for name in Counts.model_fields if name != "skips"}, skips=skips
     )

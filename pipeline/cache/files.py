@@ -72,6 +72,21 @@ def lock(path: Path, *, wait: bool) -> int | None:
     return descriptor
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock; asking takes no right to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def exclusive(path: Path) -> Generator[None]:
     """One holder at a time among all processes and threads that use this lock file."""

@@ -1,7 +1,7 @@
 """What is finished: the manifest and the ledger, read and checked against the files that exist."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -128,6 +128,19 @@ def committed_views(store: CacheStore) -> dict[int, list[range]]:
     for ranges in found.values():
         ranges.sort(key=lambda views: views.start)
     return found
+
+
+def missing_views(
+    committed: Mapping[int, Iterable[range]], parts: Iterable[int], views: int
+) -> Iterator[tuple[int, range]]:
+    """The runs of the views 0 .. views - 1 that parts lack, rising, each with its part."""
+    for part in parts:
+        there = {view for found in committed.get(part, ()) for view in found}
+        missing = sorted(set(range(views)) - there)
+        starts = [view for view in missing if view - 1 not in missing]
+        stops = [view + 1 for view in missing if view + 1 not in missing]
+        for start, stop in zip(starts, stops, strict=True):
+            yield part, range(start, stop)
 
 
 def check_files(store: CacheStore, manifest: Manifest, entries: Iterable[LedgerEntry]) -> None:

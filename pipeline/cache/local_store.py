@@ -11,10 +11,13 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.cache.files import (
     exclusive,
+    is_locked,
     lock,
     publish,
     sync_folder,
@@ -32,6 +35,14 @@ from storage_schemas.manifest import (
 
 _LOG = logging.getLogger(__name__)
 _LOCK_FILE = "lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writers:
+    """Scratch folders whose writers live, and those that killed ones left behind."""
+
+    num_alive: int
+    num_dead: int
 
 
 class LocalStore:
@@ -79,6 +90,20 @@ class LocalStore:
             return [path.name for path in (self._root / folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def changed_at(self, folder: str) -> datetime | None:
+        """The youngest file's time."""
+        try:
+            times = [path.stat().st_mtime for path in (self._root / folder).iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return datetime.fromtimestamp(max(times), UTC) if times else None
+
+    def writers(self) -> Writers:
+        """A living writer holds the lock in its scratch folder; nothing is written to ask."""
+        scratch = (self._root / SCRATCH_FOLDER).glob("writer-*")
+        is_alive = [is_locked(folder / _LOCK_FILE) for folder in scratch]
+        return Writers(num_alive=sum(is_alive), num_dead=len(is_alive) - sum(is_alive))
 
     def local_path(self, path: str) -> Path:
         """The file's path."""
@@ -134,6 +159,7 @@ class LocalStore:
         with writing_to(self._root):
             beside.unlink(missing_ok=True)  # of a writer that was killed here
             write_durably(beside, data)
+            (self._root / path).parent.mkdir(exist_ok=True)
             beside.replace(self._root / path)
             sync_folder((self._root / path).parent)
 

@@ -7,6 +7,7 @@ that names them is put only where there is none yet. The store itself decides wh
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -62,6 +63,15 @@ class ObjectStore:
             listed = obstore.list_with_delimiter(self._store, folder or None)
         paths = [*listed["common_prefixes"], *(meta["path"] for meta in listed["objects"])]
         return [path.rstrip("/").rpartition("/")[2] for path in paths]
+
+    def changed_at(self, folder: str) -> datetime | None:
+        """The youngest object's time, as the store says."""
+        with talking_to(self._address):
+            listed = obstore.list_with_delimiter(self._store, folder)
+        return max((meta["last_modified"] for meta in listed["objects"]), default=None)
+
+    def writers(self) -> None:
+        """None: a writer holds nothing there."""
 
     def local_path(self, path: str) -> None:
         """None: every byte comes through this store."""

@@ -5,10 +5,11 @@ changes; the two JSON files that may (`replace`, `exchange`) change as a whole.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from pipeline.cache.local_store import LocalStore
+from pipeline.cache.local_store import LocalStore, Writers
 from pipeline.storage.address import is_remote
 from pipeline.storage.connection import require_obstore
 
@@ -65,6 +66,14 @@ class CacheStore(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """The names of the files and folders in a folder; none if it is not there."""
+        ...
+
+    def changed_at(self, folder: str) -> datetime | None:
+        """When a file in a folder was last written, in UTC; None if it has none."""
+        ...
+
+    def writers(self) -> Writers | None:
+        """Who has it open for adding; None where the store cannot tell."""
         ...
 
     def local_path(self, path: str) -> Path | None:

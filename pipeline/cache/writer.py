@@ -16,6 +16,7 @@ from pipeline.cache.files import file_entry
 from pipeline.cache.ledger import (
     check_files,
     committed_views,
+    missing_views,
     parse_entry,
     read_basis,
     read_ledger,
@@ -44,6 +45,7 @@ from storage_schemas.manifest import (
     Manifest,
 )
 from storage_schemas.parquet_layout import encode_vocabulary
+from storage_schemas.run_notes import FAILURES_FOLDER, WANTED_FILE, Failure, Wanted
 from storage_schemas.seal import sealed_json
 from storage_schemas.shard import ShardContent
 from storage_schemas.zarr_layout import encode_basis
@@ -157,14 +159,7 @@ class CacheWriter:
 
     def missing(self, parts: Iterable[int], views: int) -> Iterator[tuple[int, range]]:
         """The same for several parts, each run with its part; the ledger is listed once."""
-        committed = committed_views(self.store)
-        for part in parts:
-            there = {view for found in committed.get(part, []) for view in found}
-            missing = sorted(set(range(views)) - there)
-            starts = [view for view in missing if view - 1 not in missing]
-            stops = [view + 1 for view in missing if view + 1 not in missing]
-            for start, stop in zip(starts, stops, strict=True):
-                yield part, range(start, stop)
+        return missing_views(committed_views(self.store), parts, views)
 
     def commit(self, content: ShardContent) -> LedgerEntry:
         """Writes a shard and enters it in the ledger; returns the entry that is there then.
@@ -200,6 +195,14 @@ class CacheWriter:
     def write_recipe(self, text: str) -> None:
         """Keeps the last recipe that wrote to the cache: it says where the teacher is."""
         self.store.replace(RECIPE_FILE, text.encode())
+
+    def write_wanted(self, wanted: Wanted) -> None:
+        """Keeps what the last run was to make: without it nobody could tell how far it is."""
+        self.store.replace(WANTED_FILE, sealed_json(wanted))
+
+    def note_failure(self, failure: Failure) -> None:
+        """Keeps why a shard was not made, in place of what was said of it before."""
+        self.store.replace(f"{FAILURES_FOLDER}/{failure.shard}.json", sealed_json(failure))
 
     def _is_taken(self, content: ShardContent) -> bool:
         own = range(content.view_start, content.view_stop)

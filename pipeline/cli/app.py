@@ -354,6 +354,17 @@ def inspect(
 
 
 @app.command()
+def status(
+    cache: CacheAddress,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show where a cache stands: shards, what is missing, what failed, who is at work."""
+    from pipeline.cli.status import show_status
+
+    show_status(cache, as_json=as_json)
+
+
+@app.command()
 def verify(
     cache: CacheAddress,
     fidelity: Annotated[

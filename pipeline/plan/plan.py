@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.cache.counts import total_counts
 from pipeline.cache.reader import CacheReader
 from pipeline.config.recipe import Recipe
 from pipeline.plan.counts import StageCounts, ViewCounts
@@ -27,7 +28,6 @@ from pipeline.student_train import num_steps
 from pipeline.teacher.checkpoint import stored_config
 from pipeline.teacher.examples import check_reserved
 from pipeline.teacher.identity import kept_identity, noise_identity, teacher_identity
-from pipeline.teacher_cache import total_counts
 from storage_schemas.errors import CacheMissingError, RecipeError, TeacherError
 from storage_schemas.identity import KeptIdentity, SketchTail, differences
 from storage_schemas.manifest import Calibration, Counts, Layout, Manifest

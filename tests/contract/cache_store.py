@@ -6,6 +6,7 @@ Each check gets a function that opens the store anew: two stores of one address 
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 
 import pytest
@@ -46,6 +47,7 @@ def what_is_not_there_is_a_file_not_found(open_store: Open) -> None:
     assert store.names("ledger") == []
     assert store.names("") == []
     assert store.sizes(["shards/a/b"]) == {}
+    assert store.changed_at("ledger") is None
 
 
 def a_committed_shard_is_whole(open_store: Open) -> None:
@@ -59,6 +61,25 @@ def a_committed_shard_is_whole(open_store: Open) -> None:
     assert {path: store.read(path) for path in paths} == paths
     sizes = {path: len(data) for path, data in paths.items()}
     assert store.sizes([*paths, f"{folder}/absent", "ledger/absent"]) == sizes
+
+
+def a_commit_changes_the_ledgers_folder_then(open_store: Open) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)  # a store may count in seconds
+    assert commit(open_store(), "a")
+    changed = open_store().changed_at("ledger")
+    assert changed is not None
+    assert before <= changed <= datetime.now(UTC) + timedelta(seconds=2)
+
+
+def a_writer_that_is_open_is_counted_where_the_store_can_tell(open_store: Open) -> None:
+    writer = open_store().open_writer()
+    during = open_store().writers()
+    writer.close()
+    after = open_store().writers()
+    assert (during is None) == (after is None)
+    if during is not None and after is not None:
+        assert (during.num_alive, during.num_dead) == (1, 0)
+        assert (after.num_alive, after.num_dead) == (0, 0)
 
 
 def a_taken_name_is_left_as_it_is(open_store: Open) -> None:
@@ -114,9 +135,10 @@ def of_puts_at_once_exactly_one_wins_even_if_none_looked_first(open_store: Open)
 
 def replace_writes_over_what_is_there(open_store: Open) -> None:
     store = open_store()
-    for data in (b"one", b"", b"three"):
-        store.replace("recipe.json", data)
-        assert open_store().read("recipe.json") == data
+    for path in ("recipe.json", "failures/a.json"):
+        for data in (b"one", b"", b"three"):
+            store.replace(path, data)
+            assert open_store().read(path) == data
 
 
 def exchange_writes_only_over_what_was_read(open_store: Open) -> None:
@@ -162,6 +184,8 @@ def a_local_path_holds_the_same_bytes(open_store: Open) -> None:
 CHECKS = [
     what_is_not_there_is_a_file_not_found,
     a_committed_shard_is_whole,
+    a_commit_changes_the_ledgers_folder_then,
+    a_writer_that_is_open_is_counted_where_the_store_can_tell,
     a_taken_name_is_left_as_it_is,
     a_refused_commit_leaves_nothing_that_counts,
     of_writers_at_once_exactly_one_wins_and_its_shard_is_whole,
