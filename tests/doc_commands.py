@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from markdown_it import MarkdownIt
+from warm_command import WarmCommand
 
 from pipeline.demo.recipes import with_values
 
@@ -43,7 +44,7 @@ _LIMIT_S = 240
 
 # What stands for a reader's own things, in whole words.
 NAMES = {
-    "RECIPE": "demo-output/recipes/cross.toml",
+    "RECIPE": "recipe.toml",
     "CACHE": "demo-output/caches/shared",
     "SWEEP.toml": "sweep.toml",
     "OUTPUT/runs": "demo-output/students/shared/runs",
@@ -52,7 +53,13 @@ NAMES = {
     "--record ID": '--record "logging/handlers.py::BaseRotatingHandler.rotate"',
 }
 # What a block of Python is given.
-GIVEN = 'cache = "demo-output/caches/shared"\nrun = "demo-output/students/shared"\n'
+GIVEN = 'cache = "demo-output/caches/shared"\nrun = "runs/mine"\n'
+
+_HELD_OUT = """
+[held_out]
+every_steps = 2
+records = { type = "files", paths = ["data/held-out.jsonl"], id_field = "id" }
+"""
 
 # One Prefect server for all commands, so that none starts its own; it ends with its input.
 _SERVER = """
@@ -76,7 +83,7 @@ class Instead(NamedTuple):
 
 _NAMED = "the tables and prose name it; the blocks have it in full"
 _HOURS = "it takes hours"
-_BENCH = "a benchmark of minutes to an hour: its arguments are read"
+_BENCH = "a benchmark of minutes to an hour"
 _TORCHRUN = (
     "torchrun --nnodes 1 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0 "
     "-m pipeline.launch demo-output/recipes/cross.toml --set train.accumulation=2 "
@@ -90,15 +97,13 @@ INSTEAD = {
     "make test-vllm": Instead("it needs an environment of its own"),
     "make format": Instead("it would change files"),
     "make check": Instead("all but the type checks, which take minutes", "ruff check ROOT"),
-    "make study": Instead(_HOURS, "python -m pipeline.study --help"),
+    "make study": Instead(_HOURS),
     "make train-models": Instead(_HOURS),
-    "make bench-demo": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_demo.py --help"),
-    "make bench-cache": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_cache.py --help"),
-    "make bench-student": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_student.py --help"),
-    "make bench-student-gpu": Instead(
-        "it needs a GPU", "python ROOT/tests/benchmarks/bench_student_gpu.py --help"
-    ),
-    "make bench-sampler": Instead(_BENCH, "python ROOT/tests/benchmarks/bench_sampler.py --help"),
+    "make bench-demo": Instead(_BENCH),
+    "make bench-cache": Instead(_BENCH),
+    "make bench-student": Instead(_BENCH),
+    "make bench-student-gpu": Instead("it needs a GPU"),
+    "make bench-sampler": Instead(_BENCH),
     "make bench-teacher": Instead("it needs vLLM"),
     "make bench-evidence": Instead("tests/unit/study/test_page.py checks the same"),
     "source .venv/bin/activate": Instead("the tests run in that environment"),
@@ -243,6 +248,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tried: dict[str, tuple[bool, str]] = {}
+        self._warm: WarmCommand | None = None
         (folder / "prompts.jsonl").write_text('{"id": "a", "prompt": "def add(a, b):"}\n')
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
@@ -271,17 +277,37 @@ class World:
                 "train.output": "runs/mine",
             },
         )
-        (self.folder / "recipe.toml").write_text(recipe, "utf-8")
+        (self.folder / "recipe.toml").write_text(recipe + _HELD_OUT, "utf-8")
 
     def shell(self, text: str) -> tuple[bool, str]:
         """Whether a command ends well; how it ended. The same command is run once."""
         if text not in self._tried:
-            self._tried[text] = self._run(["bash", "-c", text])
+            is_warm = self._warm is not None and text.startswith("tidecache ")
+            self._tried[text] = self._run_warm(text) if is_warm else self._run(["bash", "-c", text])
         return self._tried[text]
 
     def python(self, code: str) -> tuple[bool, str]:
         """The same of a block of Python."""
         return self._run([sys.executable, "-c", GIVEN + code])
+
+    def warm_up(self) -> WarmCommand:
+        """Commands of tidecache are forks from now on; whoever asks for it ends it."""
+        self._warm = WarmCommand(self.environment)
+        return self._warm
+
+    def _run_warm(self, text: str) -> tuple[bool, str]:
+        """The shell makes the words, so that quotes and globs are its own."""
+        words = subprocess.run(
+            ["bash", "-c", f"printf '%s\\0' {text}"],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")[1:-1]
+        assert self._warm is not None, "asked only where it is"
+        began, log = time.monotonic(), self.folder / "log.txt"
+        code = self._warm(words, folder=self.folder, log=log, limit_s=_LIMIT_S)
+        return _outcome(code, began, log.read_text("utf-8", errors="replace"))
 
     def _run(self, arguments: list[str]) -> tuple[bool, str]:
         began = time.monotonic()
@@ -297,9 +323,14 @@ class World:
             )
         except subprocess.TimeoutExpired:
             return False, f"still running after {_LIMIT_S} s"
-        took = f"{time.monotonic() - began:.1f} s"
-        tail = "\n".join((run.stdout + run.stderr).splitlines()[-15:])
-        return run.returncode == 0, took if run.returncode == 0 else f"{run.returncode}: {tail}"
+        return _outcome(run.returncode, began, run.stdout + run.stderr)
+
+
+def _outcome(code: int, began: float, printed: str) -> tuple[bool, str]:
+    """Whether it ended well; the time it took, or the end of what it said."""
+    if code == 0:
+        return True, f"{time.monotonic() - began:.1f} s"
+    return False, f"exit code {code}: " + "\n".join(printed.splitlines()[-15:])
 
 
 def try_command(command: Command, world: World) -> Result:
@@ -343,7 +374,9 @@ def _mistake_in(text: str) -> str | None:
     if text.startswith("make "):
         target = ["make", "-n", *shlex.split(text, comments=True)[1:]]
         dry = subprocess.run(target, cwd=ROOT, capture_output=True, text=True, check=False)
-        return dry.stderr if dry.returncode else None
+        scripts = re.findall(r"tests/benchmarks/\w+\.py", dry.stdout)
+        missing = [script for script in scripts if not (ROOT / script).exists()]
+        return dry.stderr if dry.returncode else ", ".join(missing) or None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = re.search(r"tidecache\[([\w,-]+)\]", text)
     unknown = set(extras[1].split(",")) - project["optional-dependencies"].keys() if extras else ()
@@ -366,7 +399,11 @@ def pages_world() -> Generator[World]:
             assert server.stdout is not None, "its output is a pipe"
             world.environment["PREFECT_API_URL"] = server.stdout.readline().strip()
             world.make()
-            yield world
+            warm = world.warm_up()
+            try:
+                yield world
+            finally:
+                warm.end()
         finally:
             server.communicate()
 
