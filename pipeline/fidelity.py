@@ -103,12 +103,10 @@ def _recipe(reader: CacheReader, overrides: Sequence[str]) -> Recipe:
 
 def _without_permissions(fields: dict[str, Any]) -> dict[str, Any]:
     """What a cache brings allows no code to run: that is for whoever looks at it to say."""
-    return {
-        name: {key: value for key, value in table.items() if key != "trust_remote_code"}
-        if isinstance(table, dict)
-        else table
-        for name, table in fields.items()
-    }
+    for side in ("student", "teacher"):
+        if isinstance(fields.get(side), dict):
+            fields[side].pop("trust_remote_code", None)
+    return fields
 
 
 def _check_teacher(reader: CacheReader, recipe: Recipe) -> None:

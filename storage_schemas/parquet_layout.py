@@ -159,8 +159,8 @@ def _check_claims(file: Any, size: int) -> None:
 
 
 def _is_extended(field: Any) -> bool:
-    names = field.metadata or {}
-    return isinstance(field.type, _pa.BaseExtensionType) or b"ARROW:extension:name" in names
+    is_named = b"ARROW:extension:name" in (field.metadata or ())
+    return is_named or isinstance(field.type, _pa.BaseExtensionType)
 
 
 def encode_vocabulary(vocabulary: Mapping[int, bytes]) -> bytes:

@@ -332,7 +332,7 @@ def _check_object(
     start = end - num_chunks * _INDEX_ENTRY
     if start < 0:
         raise CacheCorruptError(f"got {path} without room for its index")
-    index: list[tuple[int, int]] = np.frombuffer(data[start:end], "<u8").reshape(-1, 2).tolist()
+    index: list[list[int]] = np.frombuffer(data[start:end], "<u8").reshape(-1, 2).tolist()
     for offset, size in index:
         if offset + size > start or size < _BLOSC_HEADER:
             raise CacheCorruptError(f"got a chunk outside of {path}, or none")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.benchmarks.needs import check_math, runs_code
+from pipeline.benchmarks.sandbox import isolation
 from storage_schemas.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ PAPER = {
 SHOTS = {"bbh": 3}
 LOCAL = ("standard_library_choice", "humaneval_local")
 RUNS_CODE = frozenset({"humaneval_instruct", "mbpp_instruct", "humaneval_local"})
+_IN_THE_SANDBOX = frozenset({"humaneval_local"})
 _FOLDERS = (  # of lm-evaluation-harness, where the paper's tasks are
     "gsm8k",
     "minerva_math",
@@ -113,6 +115,8 @@ def run_tasks(
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         found |= _run(lm, name, limit=limit, allow_code_execution=allow_code_execution)
+    for name in _IN_THE_SANDBOX & found.keys():
+        found[name]["isolation"] = isolation()
     return found
 
 

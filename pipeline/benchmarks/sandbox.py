@@ -6,6 +6,7 @@ The limits keep accidents in. Who means harm needs a machine of its own to do it
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,7 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-MEMORY_BYTES, FILE_BYTES = 2**30, 2**20
+_LOG = logging.getLogger(__name__)
+
+MEMORY_BYTES, FILE_BYTES, MOST_PROCESSES = 2**30, 2**20, 32
 _GRACE_SECONDS = 10.0  # to start Python, and to end
 
 
@@ -30,11 +33,12 @@ class Verdict:
 
 
 def check_completion(problem: dict[str, Any], completion: str, *, timeout: float) -> Verdict:
-    """Run it in an empty folder for `timeout` seconds at most; where that can be, offline."""
-    request = json.dumps({"problem": problem, "completion": completion, "timeout": timeout})
+    """Run it in an empty folder for `timeout` seconds at most, walled off as `isolation` says."""
+    asked = {"problem": problem, "completion": completion, "timeout": timeout}
+    request = json.dumps(asked | {"is_walled": bool(_walls())})
     with tempfile.TemporaryDirectory(prefix="tidecache-code-") as folder:
         child = subprocess.Popen(
-            [*_without_network(), sys.executable, "-I", str(Path(__file__).resolve())],
+            [*_walls(), sys.executable, "-I", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -56,19 +60,38 @@ def check_completion(problem: dict[str, Any], completion: str, *, timeout: float
     return Verdict(message == "passed", message)
 
 
+def isolation() -> str:
+    """How far code is kept apart from this machine, for whoever reads its results."""
+    if _walls():
+        return "namespaces of its own: no network, and no process outlives it"
+    return "limits alone: it can reach the network, and processes that it started may live on"
+
+
 @cache
-def _without_network() -> tuple[str, ...]:
-    """What runs a command in a network of its own, which has nobody in it; () where none may be."""
+def _walls() -> tuple[str, ...]:
+    """What runs a command in a network and among processes of its own; () where it may not.
+
+    Nobody is in that network; whatever is started there ends with the command.
+    """
     unshare = shutil.which("unshare")
-    if unshare is None:
-        return ()
-    command = (unshare, "--user", "--map-root-user", "--net")
-    tried = subprocess.run([*command, "true"], capture_output=True, check=False)
-    return command if tried.returncode == 0 else ()
+    if unshare is not None:
+        own = ("--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
+        tried = subprocess.run([unshare, *own, "true"], capture_output=True, check=False)
+        if tried.returncode == 0:
+            return (unshare, *own)
+        why = tried.stderr.decode(errors="replace").strip()
+    else:
+        why = "no such program"
+    _LOG.warning(
+        "code of students runs with limits alone: unshare is refused here (%s), so that it can "
+        "reach the network, and processes that it starts may outlive it",
+        why,
+    )
+    return ()
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
-    """The child and whatever it started."""
+    """The child and what it started: all of it within walls, else what stayed in its session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -93,6 +116,8 @@ def _serve() -> None:
 
     request = json.loads(sys.stdin.read())
     seconds = int(request["timeout"]) + 1
+    if request["is_walled"]:  # elsewhere those of the same user would count, too
+        resource.setrlimit(resource.RLIMIT_NPROC, (MOST_PROCESSES, MOST_PROCESSES))
     for limit, value in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, MEMORY_BYTES),

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import PretrainedConfig
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.models.auto import tokenization_auto
+from transformers.utils import peft_utils
 
 from pipeline.config.models import ModelSource
 from storage_schemas.errors import CheckpointError
@@ -57,7 +57,7 @@ def check_code(source: ModelSource) -> None:
 def check_weights(source: ModelSource) -> None:
     """Raise where its weights are no safetensors of its own. A hub's are looked at as they load."""
     options = {} if source.revision is None else {"revision": source.revision}
-    if cast("Any", find_adapter_config_file)(source.model, **options) is not None:
+    if cast("Any", peft_utils).find_adapter_config_file(source.model, **options) is not None:
         raise CheckpointError(
             f"expected a whole model at {source.model!r}, got an adapter (adapter_config.json), "
             f"which would load another model of its own choice; merge it into its model first"
@@ -97,17 +97,17 @@ def _names_of_code(source: ModelSource) -> list[str]:
     options = {} if source.revision is None else {"revision": source.revision}
     try:
         model, _ = cast("Any", PretrainedConfig).get_config_dict(source.model, **options)
-        tokenizer = cast("Any", get_tokenizer_config)(source.model, **options)
+        tokenizer = cast("Any", tokenization_auto).get_tokenizer_config(source.model, **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"expected a config.json at {source.model!r}, got: {error}; check model and revision"
         ) from error
-    named: list[Any] = [
-        *(model.get("auto_map") or {}).values(),
-        *(tokenizer.get("auto_map") or {}).values(),
-    ]
-    flat = [one for name in named for one in (name if isinstance(name, list | tuple) else [name])]
-    return [str(name) for name in cast("list[object]", flat) if name is not None]
+    names: list[str] = []
+    for fields in (model, tokenizer):
+        for name in cast("dict[str, Any]", fields.get("auto_map") or {}).values():
+            several = cast("list[Any]", name if isinstance(name, list | tuple) else [name])
+            names += [str(one) for one in several if one is not None]
+    return names
 
 
 def _weight_files(index: Path) -> set[str]:

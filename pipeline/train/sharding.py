@@ -88,7 +88,7 @@ def save_weights(model: nn.Module, checkpoint: Path, *, is_first: bool) -> None:
 
 def load_weights(model: nn.Module, checkpoint: Path, *, is_first: bool) -> None:
     """Gives every process its share of the weights; the first one reads them."""
-    state = read_state(checkpoint / _CHECKPOINT_FILE) if is_first else {}
+    state: dict[str, Any] = read_state(checkpoint / _CHECKPOINT_FILE) if is_first else {}
     set_model_state_dict(model, state, options=_scattered(strict=False))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from storage_schemas.errors import CheckpointError
@@ -24,13 +24,13 @@ def write_state(path: Path, state: object) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_plain(state, tensors))
     path.parent.mkdir(parents=True, exist_ok=True)  # another process may not have made it yet
-    save_file(tensors, path, metadata={_STATE: text})
+    cast("Any", safetensors.torch).save_file(tensors, path, metadata={_STATE: text})
 
 
 def read_state(path: Path) -> Any:
     """What was written; arrays come back as tensors. Nothing that the file says is executed."""
     try:
-        with cast("Any", safe_open)(path, framework="pt") as file:
+        with cast("Any", safetensors).safe_open(path, framework="pt") as file:
             return _state(json.loads(file.metadata()[_STATE]), file)
     except FileNotFoundError as error:
         raise CheckpointError(

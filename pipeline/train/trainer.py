@@ -204,7 +204,7 @@ class StudentTrainer(Trainer):
             save_weights(self._whole(), folder, is_first=self._ranks.is_first)
             optimizer = gather_optimizer(self._whole(), cast("Any", self.optimizer))
         else:
-            optimizer = cast("Any", self.optimizer).state_dict() if self.args.should_save else {}
+            optimizer = cast("dict[str, Any]", cast("Any", self.optimizer).state_dict())
         if self.args.should_save:
             scheduler = cast("Any", self.lr_scheduler).state_dict()
             write_state(folder / _STATE_FILE, {"optimizer": optimizer, "scheduler": scheduler})
@@ -214,7 +214,7 @@ class StudentTrainer(Trainer):
             return
         state = read_state(Path(checkpoint) / _STATE_FILE)
         if self.is_fsdp_enabled:
-            whole = state["optimizer"] if self._ranks.is_first else {}
+            whole: dict[str, Any] = state["optimizer"] if self._ranks.is_first else {}
             scatter_optimizer(self._whole(), cast("Any", self.optimizer), whole)
         else:
             cast("Any", self.optimizer).load_state_dict(state["optimizer"])
