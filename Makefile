@@ -13,7 +13,7 @@ VLLM_PYTHON := $(VLLM_VENV)/bin/python
 
 .PHONY: demo test test-vllm check format study bench-demo bench-cache bench-teacher bench-student \
     bench-student-gpu bench-sampler bench-evidence \
-    bench-operations train-models clean
+    bench-operations rehearse-student rehearse-teacher train-models clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tidecache demo --output $(OUTPUT)
@@ -30,6 +30,7 @@ test-vllm: $(VLLM_VENV)/.installed
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint docker/student.Dockerfile docker/teacher.Dockerfile
 	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/lint-imports
 
@@ -71,6 +72,15 @@ bench-evidence: $(VENV)/.installed
 # Deploys, cancels and kills real runs; runs every command of the docs; reads hostile files. JSON.
 bench-operations: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.bench_operations
+
+# The images' install steps without Docker, and their stages on tiny models; the last line is JSON.
+rehearse-student: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python docker/rehearse.py student
+
+# For LLaDA, LLaDA2, WeDLM and Dream; flash-attn and vLLM want CUDA. The image has Python 3.12.
+rehearse-teacher: $(VENV)/.installed-dev
+	PYTHONPATH=. $(BIN)/python docker/rehearse.py teacher --python python3.12 \
+	    --build-arg ENGINE=remote-code --skip flash-attn
 
 # How the bundled models and tokenizers were made (about two hours on 2 cores).
 train-models: $(VENV)/.installed

@@ -109,6 +109,8 @@ INSTEAD = {
     "source .venv/bin/activate": Instead("the tests run in that environment"),
     "pip install …": Instead("nothing is installed in a test; the extra's name is checked"),
     "docker …": Instead("no Docker engine"),
+    "make rehearse-student": Instead("it installs a gigabyte"),
+    "make rehearse-teacher": Instead("it installs a gigabyte"),
     "dask worker …": Instead("tests/integration/flows/test_workers.py starts one"),
     "ray start": Instead("tests/integration/flows/test_workers.py runs on Ray"),
     "torchrun …": Instead("two hosts: here one, with two processes", _TORCHRUN),

@@ -168,7 +168,7 @@ class Operations:
 
 
 @contextmanager
-def operations(folder: Path) -> Iterator[Operations]:
+def operations(folder: Path, **variables: str) -> Iterator[Operations]:
     """A server with a database of its own under `folder`; everything ends with the context."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -183,6 +183,7 @@ def operations(folder: Path) -> Iterator[Operations]:
         "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PYTHONUNBUFFERED": "1",
+        **variables,
     }
     made = Operations(url=url, folder=folder, environment=environment)
     try:

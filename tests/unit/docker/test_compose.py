@@ -1,14 +1,18 @@
 """What docker/compose.yaml promises; `docker compose config` itself is run by hand."""
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.images import COMPOSE, ROOT, SERVICES
+from tests.doc_commands import commands_of
+from tests.images import COMPOSE, DOCKERFILES, ROOT, SERVICES
 
 TEXT = (ROOT / "docker" / "compose.yaml").read_text()
+TEACHER = DOCKERFILES["teacher"].read_text()
 EXAMPLE = dict(
     line.split("=", 1)
     for line in (ROOT / "docker" / "example.env").read_text().splitlines()
@@ -111,3 +115,19 @@ def test_secrets_of_the_database_and_the_store_reach_those_that_need_them_alone(
     assert holders == {"database", "server"}
     holders = {name for name, one in SERVICES.items() if "S3_SECRET_KEY" in str(one)}
     assert holders == {"object-store", "bucket", *WORKERS}
+
+
+def test_the_page_names_services_files_and_arguments_that_there_are():
+    commands = [one.text for one in commands_of("docs/containers.md") if "docker " in one.text]
+    assert len(commands) > 10
+    for command in commands:
+        words = shlex.split(command)
+        for before, after in pairwise(words):
+            if before == "--file":
+                assert (ROOT / after).is_file()
+            if before == "--build-arg":
+                name, _, value = after.partition("=")
+                assert re.search(rf"^ARG {name}=", TEACHER, re.MULTILINE)
+                assert (ROOT / "docker" / "constraints" / f"{value}.txt").is_file()
+            if before in ("exec", "stop") or words[words.index(before) - 1] == "--entrypoint":
+                assert after in SERVICES
