@@ -71,7 +71,7 @@ bench-evidence: $(VENV)/.installed
 
 # Deploys, cancels and kills real runs; runs every command of the docs; reads hostile files. JSON.
 bench-operations: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.benchmarks.bench_operations
+	PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/bench_operations.py
 
 # The images' install steps without Docker, and their stages on tiny models; the last line is JSON.
 rehearse-student: $(VENV)/.installed-dev

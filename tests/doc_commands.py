@@ -96,7 +96,10 @@ INSTEAD = {
     "make test": Instead("it is what runs this"),
     "make test-vllm": Instead("it needs an environment of its own"),
     "make format": Instead("it would change files"),
-    "make check": Instead("all but the type checks, which take minutes", "ruff check ROOT"),
+    "make check": Instead(
+        "all but the type checks, which take minutes",
+        "cd ROOT && ruff format --check . && ruff check . && lint-imports",
+    ),
     "make study": Instead(_HOURS),
     "make train-models": Instead(_HOURS),
     "make bench-demo": Instead(_BENCH),

@@ -72,10 +72,10 @@ def check_weights(source: ModelSource) -> None:
                     f"{folder / _INDEX}: expected names of safetensors files beside it, got "
                     f"{name!r}; take the model from a source that you trust"
                 )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"expected weights in safetensors at {folder}, got {', '.join(pickles) or 'none'}; "
+            f"expected weights in safetensors at {folder}, got {', '.join(pickles)}; "
             f"pickles are never read: convert weights whose maker you trust, on a machine of no "
             f"worth, with save_pretrained"
         )

@@ -2,7 +2,7 @@
 
 A seal and a hash prove that nothing was changed, not who wrote it: so every hostile cache here is
 sealed and hashed anew, as its maker would. A case is refused if ONE error of this project comes
-before any harm: no canary's file, nothing read or written outside, within a few seconds.
+before any harm: no canary's file, nothing changed outside, no password repeated, in `SECONDS`.
 """
 
 import json

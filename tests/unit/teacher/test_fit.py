@@ -20,7 +20,7 @@ from pipeline.teacher.examples import load_teacher_tokenizer
 from pipeline.teacher.fit import check_family, check_mask
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.teacher.weights import weights_digest
-from storage_schemas.errors import RecipeError, TeacherError
+from storage_schemas.errors import CheckpointError, RecipeError, TeacherError
 
 FULL, BLOCKS = FullAttention(), BlockAttention(type="block", block_size=8)
 
@@ -113,7 +113,9 @@ def test_remote_code_that_is_not_asked_for_is_refused_and_not_executed(
 @pytest.mark.parametrize("revision", ["main", "v1.0", "0" * 39])
 def test_code_from_the_hub_runs_at_one_commit_only(revision):
     config = config_of("inclusionAI/LLaDA2.0-mini", "llada2", revision=revision)
-    with pytest.raises(TeacherError, match=rf"a commit \(40 hex digits\).*got '{revision}'.*sha"):
+    with pytest.raises(
+        CheckpointError, match=rf"a commit \(40 hex digits\).*got '{revision}'.*sha"
+    ):
         check_family(config)
 
 
@@ -122,7 +124,7 @@ def test_code_of_another_repository_is_refused_for_nothing_pins_it(published, tm
     fields = json.loads((folder / "config.json").read_text())
     fields["auto_map"]["AutoModelForCausalLM"] = "someone/else--modeling_x.Model"
     (folder / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(TeacherError, match="someone/else--modeling_x"):
+    with pytest.raises(CheckpointError, match="someone/else--modeling_x"):
         check_family(config_of(folder, "llada"))
 
 
