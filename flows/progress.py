@@ -1,7 +1,7 @@
 """How a run tells where it stands: to whoever looks on, else in the run's log."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -50,6 +50,13 @@ def report_metrics(logger: Logger) -> OnLog:
 
     terminal = _TERMINAL.get()
     return log if terminal is None else terminal.on_log
+
+
+def place_of(metrics: Mapping[str, float]) -> str:
+    """Where a run of stage 2 stands: `step 30 of 120, 01:02:03 left`."""
+    steps = f" of {metrics['steps']:.0f}" if "steps" in metrics else ""
+    left = f", {_left(metrics)}" if _left(metrics) else ""
+    return f"step {metrics['step']:.0f}{steps}{left}"
 
 
 @contextmanager
@@ -113,14 +120,12 @@ def bars_on(console: "Console") -> Generator[None]:
 
 def _line(metrics: dict[str, float]) -> str:
     """A log entry for a person: where the run stands, then what it says of itself."""
-    steps = f" of {metrics['steps']:.0f}" if "steps" in metrics else ""
-    left = f", {_left(metrics)}" if _left(metrics) else ""
     values = [
         f"{name} {value:.6g}"
         for name, value in metrics.items()
         if name not in _OF_PLACE and not name.startswith(f"{HELD_OUT}_at_")
     ]
-    return "  ".join([f"step {metrics['step']:.0f}{steps}{left}", *values])
+    return "  ".join([place_of(metrics), *values])
 
 
 def _note(metrics: dict[str, float]) -> str:
@@ -131,7 +136,7 @@ def _note(metrics: dict[str, float]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _left(metrics: dict[str, float]) -> str:
+def _left(metrics: Mapping[str, float]) -> str:
     return f"{duration(metrics['seconds_left'])} left" if "seconds_left" in metrics else ""
 
 

@@ -1,20 +1,23 @@
 """Stage 2 as a Prefect flow: one task that trains the student from the cache alone."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger
+from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
+from flows.artifacts import publishing
+from flows.assets import asset_of
+from flows.curve_pages import CurveBoard
 from flows.progress import report_metrics
 from flows.results import train_result
 from flows.run_log import hide_tracebacks_of_user_errors
 from flows.stop import stop_on_sigterm
-from pipeline.config.recipe import load_recipe
+from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.launch.start import train_student
 
 hide_tracebacks_of_user_errors()
@@ -27,20 +30,30 @@ def student_train(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any
     On SIGTERM a checkpoint is saved and the run is Cancelled; a later run goes on from there.
     """
     with stop_on_sigterm() as stop:
-        result = _train_task(stop)(recipe, overrides)
-    if not result["is_complete"]:
-        return Cancelled(message=f"stopped at step {result['steps']}; run again to go on")
-    return result
+        result = _train(load_recipe(Path(recipe), overrides), stop)
+    return Cancelled(message=result.message) if isinstance(result, State) else result
 
 
-def _train_task(stop: threading.Event) -> Callable[[str, tuple[str, ...]], dict[str, Any]]:
-    @task(name="train", cache_policy=NO_CACHE, persist_result=False)
-    def train(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-        summary = train_student(
-            load_recipe(Path(recipe), overrides),
-            on_log=report_metrics(get_run_logger()),
-            should_stop=stop.is_set,
-        )
-        return train_result(summary)
+def _train(recipe: Recipe, stop: threading.Event) -> dict[str, Any] | State[Any]:
+    """The run's result; a state that says where it stopped, if it did."""
+    student, cache = asset_of(recipe.train.output), asset_of(recipe.cache.path)
+    board = CurveBoard(recipe.train.output)
 
-    return train
+    @materialize(
+        student, asset_deps=[cache], name="train", cache_policy=NO_CACHE, persist_result=False
+    )
+    def train() -> dict[str, Any] | State[Any]:
+        report = report_metrics(get_run_logger())
+
+        def on_log(metrics: dict[str, float]) -> None:
+            report(metrics)
+            board.log(metrics)
+
+        result = train_result(train_student(recipe, on_log=on_log, should_stop=stop.is_set))
+        if not result["is_complete"]:  # so the student does not count as made
+            return Cancelled(message=f"stopped at step {result['steps']}; run again to go on")
+        student.add_metadata(result)
+        return result
+
+    with publishing(board.pages(), get_run_logger()):
+        return train()

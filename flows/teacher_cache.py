@@ -10,19 +10,24 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 
+from flows.artifacts import publishing
+from flows.assets import record_cache
 from flows.events import committed_event
 from flows.progress import report_shards
 from flows.results import cache_result
 from flows.run_log import hide_tracebacks_of_user_errors
+from flows.shard_pages import ShardBoard
 from flows.spread import spread
 from flows.stop import stop_on_sigterm
 from flows.transient import NUM_RETRIES, WAITS, is_transient
 from pipeline.config.recipe import Recipe, load_recipe, resolved_json
+from pipeline.shards.failures import failure_of
 from pipeline.shards.pace import Pace
 from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 from storage_schemas.errors import LostWorkersError
+from storage_schemas.run_notes import Failure
 
 if TYPE_CHECKING:
     from pipeline.teacher_cache import CacheSummary, TeacherCacheStage
@@ -41,11 +46,15 @@ def teacher_cache(recipe: str, overrides: tuple[str, ...] = ()) -> dict[str, Any
     is Cancelled; a later run goes on from there.
     """
     with stop_on_sigterm() as stop:
-        summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
+        try:
+            summary = _make_shards(load_recipe(Path(recipe), overrides), stop)
+        except _FailedShard as failed:  # the run's state names the shard, the error stays itself
+            return Failed(message=str(failed), data=failed.__cause__)
     result = cache_result(summary)
     if not summary.is_complete:
         views = result["views"]
         return Cancelled(message=f"stopped with {views} views committed; run again to go on")
+    record_cache(summary.address, result)
     # Also where every shard was found: the run that made the last one may have died before this.
     emit_event(
         **committed_event(
@@ -66,8 +75,10 @@ def _make_shards(recipe: Recipe, stop: threading.Event) -> "CacheSummary":
     with TeacherCacheStage.open(recipe) as stage:
         total = len(stage.work)
         logger.info("%s: %d shards found, %d to make", stage.address, stage.num_committed, total)
+        board = ShardBoard(stage.address, num_found=stage.num_committed, total=total)
         make = _make_here if recipe.workers is None else _make_in_workers
-        done = make(recipe, stage, stop, logger) if stage.work else 0
+        with publishing(board.pages(), logger):
+            done = make(recipe, stage, stop, logger, board) if stage.work else 0
         return summarize(stage, shards_made=done, seconds=time.monotonic() - began)
 
 
@@ -82,8 +93,32 @@ _shard_task = task(
 )
 
 
+class _FailedShard(Exception):  # noqa: N818 - it carries an error to the flow, as its cause
+    """The first shard that could not be made."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"shard {failure.shard}: {failure.reason}")
+
+
+def _tell(
+    failure: Failure, stage: "TeacherCacheStage", logger: Logger, board: ShardBoard
+) -> Failure:
+    """Everywhere that an operator looks: the log, the table, and beside the cache."""
+    logger.error("shard %s %s: %s", failure.shard, _IS[failure.kind], failure.reason)
+    board.failed(failure)
+    stage.note_failure(failure)
+    return failure
+
+
+_IS = {"failed": "failed", "given up": "is given up"}
+
+
 def _make_here(
-    recipe: Recipe, stage: "TeacherCacheStage", stop: threading.Event, logger: Logger
+    recipe: Recipe,
+    stage: "TeacherCacheStage",
+    stop: threading.Event,
+    logger: Logger,
+    board: ShardBoard,
 ) -> int:
     """One shard after the other, in this process; how many there were."""
     del recipe
@@ -94,13 +129,19 @@ def _make_here(
     @_shard_task
     def teacher_shard(shard: str) -> dict[str, Any]:
         made = stage.make_shard(items[shard])
-        report(pace.after(made, items[shard].most_views))
+        progress = pace.after(made, items[shard].most_views)
+        report(progress)
+        board.made(made, progress)
         return made.entry.counts.model_dump(mode="json")
 
     for shard in items:
         if stop.is_set():
             break
-        teacher_shard(shard)
+        try:
+            teacher_shard(shard)
+        except Exception as error:
+            failure = _tell(failure_of(shard, error), stage, logger, board)
+            raise _FailedShard(failure) from error
     return pace.done
 
 
@@ -114,7 +155,11 @@ def worker_shard(shard: str, recipe: str, found: RecordsFound, item: WorkItem) -
 
 
 def _make_in_workers(
-    recipe: Recipe, stage: "TeacherCacheStage", stop: threading.Event, logger: Logger
+    recipe: Recipe,
+    stage: "TeacherCacheStage",
+    stop: threading.Event,
+    logger: Logger,
+    board: ShardBoard,
 ) -> int:
     """As many shards at once as there are workers; how many were made.
 
@@ -127,7 +172,7 @@ def _make_in_workers(
     stage.close_teacher()  # a calibration had it; the memory is the workers' now
     report, text = report_shards(logger), resolved_json(recipe)
     lost: list[str] = []
-    failures: list[Exception] = []
+    failures: list[_FailedShard] = []
     with engine_of(recipe) as engine:
 
         def submit(item: WorkItem) -> Any:
@@ -144,15 +189,20 @@ def _make_in_workers(
             try:
                 made: MadeShard = future.result()
             except engine.lost as error:
-                logger.error("shard %s is given up, workers died of it: %s", item.shard, error)
+                failure = failure_of(item.shard, _died(error), kind="given up")
+                _tell(failure, stage, logger, board)
                 lost.append(item.shard)
             except Exception as error:  # raised below, when the shards in flight are committed
-                failures.append(error)
+                failed = _FailedShard(_tell(failure_of(item.shard, error), stage, logger, board))
+                failed.__cause__ = error
+                failures.append(failed)
             else:
                 if made.load_seconds:
                     line = "worker %s: the teacher was loaded in %.1f s"
                     logger.info(line, made.worker, made.load_seconds)
-                report(pace.after(made, item.most_views))
+                progress = pace.after(made, item.most_views)
+                report(progress)
+                board.made(made, progress)
             del future
     if failures:
         raise failures[0]
@@ -163,3 +213,7 @@ def _make_in_workers(
             f"kept, run again to try these"
         )
     return pace.done
+
+
+def _died(error: BaseException) -> LostWorkersError:
+    return LostWorkersError(f"workers died of it: {error}")

@@ -1,0 +1,111 @@
+"""A run's artifacts in Prefect's UI, published by a thread of their own.
+
+The run hands on what it has to show and goes on: a server that is slow, or gone, neither slows nor
+fails it.
+"""
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+
+from pipeline.storage.address import resolved_address
+
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+_LAST_WORD_SECONDS = 15  # how long a run that has ended waits for its last pages
+
+
+def artifact_key(what: str, address: str) -> str:
+    """A key that stays the same for one cache or output: its runs are each other's history."""
+    place = resolved_address(address)
+    name = re.sub("[^a-z0-9]+", "-", place.rpartition("/")[2].lower()).strip("-")
+    return "-".join(filter(None, [what, name, hashlib.sha256(place.encode()).hexdigest()[:8]]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One artifact of a run: how it is drawn now, and how often at most it is published.
+
+    `draw` is called in the publishing thread; without anything to show it gives None.
+    """
+
+    draw: Callable[[], Artifact | None]
+    seconds: float
+
+
+@contextmanager
+def publishing(pages: Sequence[Page], logger: Logger) -> Generator[None]:
+    """Keeps the pages published while the context lasts, and once more at its end, however it ends.
+
+    To be entered in a flow run, which the artifacts then belong to.
+    """
+    is_over = threading.Event()
+    publisher = _Publisher([_Published(page=page) for page in pages], logger)
+    context = copy_context()
+    thread = threading.Thread(
+        target=lambda: context.run(publisher.run, is_over), name="artifacts", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(_LAST_WORD_SECONDS)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Published:
+    page: Page
+    id: UUID | None = None
+    due: float = 0.0
+    shown: tuple[object, str | None] | None = field(default=None)
+
+
+class _Publisher:
+    def __init__(self, pages: Sequence[_Published], logger: Logger) -> None:
+        self._pages = pages
+        self._logger = logger
+        self._has_warned = False
+
+    def run(self, is_over: threading.Event) -> None:
+        while not is_over.wait(min(page.page.seconds for page in self._pages)):
+            self._publish([page for page in self._pages if page.due <= time.monotonic()])
+        self._publish(self._pages)
+
+    def _publish(self, pages: Sequence[_Published]) -> None:
+        for page in pages:
+            page.due = time.monotonic() + page.page.seconds
+            try:
+                _publish(page)
+            except Exception as error:  # whatever it is, it is no affair of the run's
+                if not self._has_warned:
+                    line = "the run goes on, but Prefect's UI may not show where it stands: %s: %s"
+                    self._logger.warning(line, type(error).__name__, error)
+                self._has_warned = True
+
+
+def _publish(page: _Published) -> None:
+    """Creates the artifact, then changes it; one that says what it said is left alone."""
+    artifact = page.page.draw()
+    if artifact is None:
+        return
+    data = artifact.format(_sync=True)
+    if page.shown == (data, artifact.description):
+        return
+    if page.id is None:
+        page.id = artifact.create(_sync=True).id
+    else:
+        update = ArtifactUpdate(data=data, description=artifact.description)
+        get_client(sync_client=True).update_artifact(page.id, update)
+    page.shown = (data, artifact.description)
