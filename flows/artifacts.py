@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import Artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.runtime import flow_run
 
 from pipeline.storage.address import resolved_address
 
@@ -51,11 +52,8 @@ def publishing(pages: Sequence[Page], logger: Logger) -> Generator[None]:
     To be entered in a flow run, which the artifacts then belong to.
     """
     is_over = threading.Event()
-    publisher = _Publisher([_Published(page=page) for page in pages], logger)
-    context = copy_context()
-    thread = threading.Thread(
-        target=lambda: context.run(publisher.run, is_over), name="artifacts", daemon=True
-    )
+    publisher = _Publisher(pages, flow_run.id, logger)
+    thread = threading.Thread(target=publisher.run, args=[is_over], name="artifacts", daemon=True)
     thread.start()
     try:
         yield
@@ -69,43 +67,47 @@ class _Published:
     page: Page
     id: UUID | None = None
     due: float = 0.0
-    shown: tuple[object, str | None] | None = field(default=None)
+    shown: dict[str, Any] | None = None
 
 
 class _Publisher:
-    def __init__(self, pages: Sequence[_Published], logger: Logger) -> None:
-        self._pages = pages
+    """Has a connection of its own: the run's is in use while it waits for an answer."""
+
+    def __init__(self, pages: Sequence[Page], flow_run_id: str | None, logger: Logger) -> None:
+        self._pages = [_Published(page=page) for page in pages]
+        self._flow_run_id = flow_run_id
         self._logger = logger
         self._has_warned = False
 
     def run(self, is_over: threading.Event) -> None:
-        while not is_over.wait(min(page.page.seconds for page in self._pages)):
-            self._publish([page for page in self._pages if page.due <= time.monotonic()])
-        self._publish(self._pages)
+        with get_client(sync_client=True) as client:
+            while not is_over.wait(min(page.page.seconds for page in self._pages)):
+                due = [page for page in self._pages if page.due <= time.monotonic()]
+                self._publish_all(due, client)
+            self._publish_all(self._pages, client)
 
-    def _publish(self, pages: Sequence[_Published]) -> None:
+    def _publish_all(self, pages: Sequence[_Published], client: SyncPrefectClient) -> None:
         for page in pages:
             page.due = time.monotonic() + page.page.seconds
             try:
-                _publish(page)
+                self._publish(page, client)
             except Exception as error:  # whatever it is, it is no affair of the run's
                 if not self._has_warned:
                     line = "the run goes on, but Prefect's UI may not show where it stands: %s: %s"
                     self._logger.warning(line, type(error).__name__, error)
                 self._has_warned = True
 
-
-def _publish(page: _Published) -> None:
-    """Creates the artifact, then changes it; one that says what it said is left alone."""
-    artifact = page.page.draw()
-    if artifact is None:
-        return
-    data = artifact.format(_sync=True)
-    if page.shown == (data, artifact.description):
-        return
-    if page.id is None:
-        page.id = artifact.create(_sync=True).id
-    else:
-        update = ArtifactUpdate(data=data, description=artifact.description)
-        get_client(sync_client=True).update_artifact(page.id, update)
-    page.shown = (data, artifact.description)
+    def _publish(self, page: _Published, client: SyncPrefectClient) -> None:
+        """Creates the artifact, then changes it; one that says what it said is left alone."""
+        artifact = page.page.draw()
+        if artifact is None:
+            return
+        says = {"data": artifact.format(_sync=True), "description": artifact.description}
+        if page.shown == says:
+            return
+        if page.id is None:
+            names = {"type": artifact.type, "key": artifact.key, "flow_run_id": self._flow_run_id}
+            page.id = client.create_artifact(ArtifactCreate(**names, **says)).id
+        else:
+            client.update_artifact(page.id, ArtifactUpdate(**says))
+        page.shown = says

@@ -1,4 +1,4 @@
-"""What an operator sees of stage 2: how far the run is, and its curves, as text for any UI."""
+"""What an operator sees of stage 2: how far the run is, and its curves as text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def curves_text(place: str, entries: Sequence[Entry]) -> str:
     ]
     for entry in _some(entries):
         cells = [f"{entry[name]:.4g}" if name in entry else "" for name in columns]
-        lines.append(f"| {' | '.join([format(entry['step'], '.0f'), *cells])} |")
+        lines.append(f"| {entry['step']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

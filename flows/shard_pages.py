@@ -1,4 +1,4 @@
-"""What an operator sees of stage 1: how far the cache is, and what became of each shard."""
+"""What an operator sees of stage 1: how far it is, and what became of its shards."""
 
 from typing import Any
 
