@@ -108,6 +108,7 @@ INSTEAD = {
     "make bench-student-gpu": Instead("it needs a GPU"),
     "make bench-sampler": Instead(_BENCH),
     "make bench-teacher": Instead("it needs vLLM"),
+    "make bench-operations": Instead("it runs these commands itself"),
     "make bench-evidence": Instead("tests/unit/study/test_page.py checks the same"),
     "source .venv/bin/activate": Instead("the tests run in that environment"),
     "pip install …": Instead("nothing is installed in a test; the extra's name is checked"),
