@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,11 +20,13 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from pipeline.storage.address import resolved_address
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
+_ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 15  # how long a run that has ended waits for its last pages
 
 
@@ -53,7 +56,8 @@ def publishing(pages: Sequence[Page], logger: Logger) -> Generator[None]:
     """
     is_over = threading.Event()
     publisher = _Publisher(pages, flow_run.id, logger)
-    thread = threading.Thread(target=publisher.run, args=[is_over], name="artifacts", daemon=True)
+    context = copy_context()  # with the settings that say where the server is
+    thread = threading.Thread(target=context.run, args=[publisher.run, is_over], daemon=True)
     thread.start()
     try:
         yield
@@ -71,7 +75,7 @@ class _Published:
 
 
 class _Publisher:
-    """Has a connection of its own: the run's is in use while it waits for an answer."""
+    """Has a connection of its own, which waits for no server that is busy or gone."""
 
     def __init__(self, pages: Sequence[Page], flow_run_id: str | None, logger: Logger) -> None:
         self._pages = [_Published(page=page) for page in pages]
@@ -80,7 +84,10 @@ class _Publisher:
         self._has_warned = False
 
     def run(self, is_over: threading.Event) -> None:
-        with get_client(sync_client=True) as client:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
+        ):
             while not is_over.wait(min(page.page.seconds for page in self._pages)):
                 due = [page for page in self._pages if page.due <= time.monotonic()]
                 self._publish_all(due, client)

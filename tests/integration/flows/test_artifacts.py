@@ -191,3 +191,16 @@ def test_a_server_that_refuses_artifacts_costs_one_warning_and_no_shard(
     warnings = [line for line in caplog.messages if "Prefect's UI may not show" in line]
     assert len(warnings) == 1
     assert "gone" in warnings[0]
+
+
+def test_a_server_that_goes_away_costs_one_warning_and_no_shard(write_recipe, tidecache):
+    num_shards = 60
+    recipe = write_recipe(records=num_shards, records_per_part=1)
+    ledger = recipe.parent / "cache" / "ledger"
+    command = tidecache("teacher-cache", str(recipe))
+    command.until(lambda: len(list(ledger.glob("*.json"))) > 2)
+    (server,) = [one for one in command.children() if "flows.server_process" in one.cmdline()]
+    server.kill()
+    command.until(lambda: len(list(ledger.glob("*.json"))) == num_shards)
+    command.until(lambda: "Prefect's UI may not show" in command.log.read_text())
+    assert command.log.read_text().count("Prefect's UI may not show") == 1

@@ -15,6 +15,7 @@ from tiny import files_of
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.cache.reader import CacheReader
+from pipeline.cache.status import cache_status
 from pipeline.config.recipe import load_recipe
 from pipeline.teacher_cache import run_teacher_cache
 
@@ -147,8 +148,13 @@ def test_a_shard_that_keeps_killing_workers_is_given_up_and_the_others_are_made(
     log = command.log.read_text()
     assert "got 1 given up" in log
     assert "p00002-v0000-0002; what is committed is kept, run again" in log
+    (failure,) = cache_status(recipe.parent / "cache").failures
+    assert (failure.shard, failure.kind) == ("p00002-v0000-0002", "given up")
+    assert failure.reason.startswith("workers died of it: ")
+    assert f"shard {failure.shard} is given up: {failure.reason}" in log
     parts = [entry.part for entry in CacheReader.open(recipe.parent / "cache").entries]
     assert parts == [0, 1, 3, 4]
     (recipe.parent / "deadly").unlink()
     rest = run_teacher_cache(load_recipe(recipe, teacher))
     assert (rest.shards_found, rest.shards_made, rest.is_complete) == (4, 1, True)
+    assert cache_status(rest.address).failures == ()
