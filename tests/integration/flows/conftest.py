@@ -87,7 +87,7 @@ class Command:
             return self.process.children(recursive=True)
         return []
 
-    def until(self, condition: Callable[[], object], *, seconds: float = 120) -> None:
+    def until(self, condition: Callable[[], object], *, seconds: float = 240) -> None:
         """Waits for a condition, as long as the command runs and the time lasts."""
         deadline = time.monotonic() + seconds
         while not condition():
