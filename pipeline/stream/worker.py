@@ -5,6 +5,7 @@ on; a fork server would be one more process to end, to save each worker a few se
 """
 
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def start_worker(worker: int) -> None:
     training process has a checkpoint to save first, and needs its batches until then.
     """
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of those who send it to each process
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 
