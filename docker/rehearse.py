@@ -56,6 +56,13 @@ def copied(arguments: str, variables: dict[str, str], files: set[str]) -> list[t
     return [(file, place) for file, place in pairs if file in files and (ROOT / file).is_file()]
 
 
+def copy(arguments: str, variables: dict[str, str], files: set[str], source: Path) -> None:
+    """Performs one COPY into the folder for /src."""
+    for file, place in copied(arguments, variables, files):
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, source / place)
+
+
 def is_performed(command: str) -> bool:
     """Whether a RUN can be performed by someone who is not root."""
     parts = re.split(r"&&", command)
@@ -76,9 +83,7 @@ def build(
             variable, _, default = rest.partition("=")
             variables[variable] = arguments.get(variable, default)
         elif name == "COPY":
-            for file, target in copied(rest, variables, files):
-                (source / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / file, source / target)
+            copy(rest, variables, files, source)
         elif name == "RUN":
             command = re.sub(r"^(--mount=\S+\s+)+", "", rest.strip())
             if not is_performed(command) or (skip and re.search(skip, command)):

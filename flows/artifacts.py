@@ -5,7 +5,6 @@ fails it.
 """
 
 import hashlib
-import logging
 import re
 import threading
 import time
@@ -22,9 +21,8 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from flows.progress import Logger
 from pipeline.storage.address import resolved_address
-
-Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 15  # how long a run that has ended waits for its last pages

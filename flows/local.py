@@ -69,7 +69,7 @@ def _start(home: Path, *, scheduling: bool) -> str:
     server.stdout.close()
     url = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + STARTUP_SECONDS
-    while not _answers(f"{url}/health"):
+    while not answers(f"{url}/health"):
         if server.poll() is not None or time.monotonic() > deadline:
             _end(server)
             raise RuntimeError(
@@ -80,7 +80,8 @@ def _start(home: Path, *, scheduling: bool) -> str:
     return url
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether something answers there, and says that it is well."""
     with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
         return response.status == 200
     return False

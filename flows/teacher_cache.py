@@ -1,8 +1,8 @@
 """Stage 1 as a Prefect flow: one task a shard, resumed from the ledger, never from a result."""
 
-import logging
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from flows.artifacts import publishing
 from flows.assets import record_cache
 from flows.events import committed_event
 from flows.parameters import Overrides, RecipeFile, Views, as_overrides
-from flows.progress import report_shards
+from flows.progress import Logger, report_shards
 from flows.results import cache_result
 from flows.run_log import hide_tracebacks_of_user_errors
 from flows.shard_pages import ShardBoard
@@ -25,15 +25,13 @@ from flows.stop import stop_on_sigterm
 from flows.transient import NUM_RETRIES, WAITS, is_transient
 from pipeline.config.recipe import Recipe, load_recipe, resolved_json
 from pipeline.shards.failures import failure_of
-from pipeline.shards.pace import Pace
+from pipeline.shards.pace import Pace, Progress
 from pipeline.shards.work import MadeShard, RecordsFound, WorkItem
 from storage_schemas.errors import LostWorkersError
 from storage_schemas.run_notes import Failure
 
 if TYPE_CHECKING:
     from pipeline.teacher_cache import CacheSummary, TeacherCacheStage
-
-Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 hide_tracebacks_of_user_errors()
 
@@ -84,10 +82,14 @@ def _make_shards(recipe: Recipe, stop: threading.Event) -> "CacheSummary":
     with TeacherCacheStage.open(recipe) as stage:
         total = len(stage.work)
         logger.info("%s: %d shards found, %d to make", stage.address, stage.num_committed, total)
-        board = ShardBoard(stage.address, num_found=stage.num_committed, total=total)
-        make = _make_here if recipe.workers is None else _make_in_workers
-        with publishing(board.pages(), logger):
-            done = make(recipe, stage, stop, logger, board) if stage.work else 0
+        account = _Account(stage, logger)
+        with account.publishing():
+            if not stage.work:
+                done = 0
+            elif recipe.workers is None:
+                done = _make_here(stage, stop, account)
+            else:
+                done = _make_in_workers(recipe, stage, stop, account)
         return summarize(stage, shards_made=done, seconds=time.monotonic() - began)
 
 
@@ -109,38 +111,46 @@ class _FailedShard(Exception):  # noqa: N818 - it carries an error to the flow, 
         super().__init__(f"shard {failure.shard}: {failure.reason}")
 
 
-def _tell(
-    failure: Failure, stage: "TeacherCacheStage", logger: Logger, board: ShardBoard
-) -> Failure:
-    """Everywhere that an operator looks: the log, the table, and beside the cache."""
-    logger.error("shard %s %s: %s", failure.shard, _IS[failure.kind], failure.reason)
-    board.failed(failure)
-    stage.note_failure(failure)
-    return failure
+class _Account:
+    """What became of each shard, told everywhere that an operator looks."""
+
+    def __init__(self, stage: "TeacherCacheStage", logger: Logger) -> None:
+        self._stage = stage
+        self._logger = logger
+        self._report = report_shards(logger)
+        total = len(stage.work)
+        self._board = ShardBoard(stage.address, num_found=stage.num_committed, total=total)
+
+    def publishing(self) -> AbstractContextManager[None]:
+        """Keeps Prefect's UI informed while the context lasts."""
+        return publishing(self._board.pages(), self._logger)
+
+    def loaded(self, made: MadeShard) -> None:
+        """What a worker's first shard says of its teacher."""
+        if made.load_seconds:
+            line = "worker %s: the teacher was loaded in %.1f s"
+            self._logger.info(line, made.worker, made.load_seconds)
+
+    def made(self, made: MadeShard, progress: Progress) -> None:
+        self._report(progress)
+        self._board.made(made, progress)
+
+    def failed(self, failure: Failure) -> None:
+        is_what = "is given up" if failure.kind == "given up" else "failed"
+        self._logger.error("shard %s %s: %s", failure.shard, is_what, failure.reason)
+        self._board.failed(failure)
+        self._stage.note_failure(failure)
 
 
-_IS = {"failed": "failed", "given up": "is given up"}
-
-
-def _make_here(
-    recipe: Recipe,
-    stage: "TeacherCacheStage",
-    stop: threading.Event,
-    logger: Logger,
-    board: ShardBoard,
-) -> int:
+def _make_here(stage: "TeacherCacheStage", stop: threading.Event, account: _Account) -> int:
     """One shard after the other, in this process; how many there were."""
-    del recipe
-    report = report_shards(logger)
     pace = Pace(item.most_views for item in stage.work)
     items = {item.shard: item for item in stage.work}
 
     @_shard_task
     def teacher_shard(shard: str) -> dict[str, Any]:
         made = stage.make_shard(items[shard])
-        progress = pace.after(made, items[shard].most_views)
-        report(progress)
-        board.made(made, progress)
+        account.made(made, pace.after(made, items[shard].most_views))
         return made.entry.counts.model_dump(mode="json")
 
     for shard in items:
@@ -149,7 +159,8 @@ def _make_here(
         try:
             teacher_shard(shard)
         except Exception as error:
-            failure = _tell(failure_of(shard, error), stage, logger, board)
+            failure = failure_of(shard, error)
+            account.failed(failure)
             raise _FailedShard(failure) from error
     return pace.done
 
@@ -164,11 +175,7 @@ def worker_shard(shard: str, recipe: str, found: RecordsFound, item: WorkItem) -
 
 
 def _make_in_workers(
-    recipe: Recipe,
-    stage: "TeacherCacheStage",
-    stop: threading.Event,
-    logger: Logger,
-    board: ShardBoard,
+    recipe: Recipe, stage: "TeacherCacheStage", stop: threading.Event, account: _Account
 ) -> int:
     """As many shards at once as there are workers; how many were made.
 
@@ -179,7 +186,7 @@ def _make_in_workers(
 
     assert recipe.workers is not None, "a recipe with workers"
     stage.close_teacher()  # a calibration had it; the memory is the workers' now
-    report, text = report_shards(logger), resolved_json(recipe)
+    text = resolved_json(recipe)
     lost: list[str] = []
     failures: list[_FailedShard] = []
     with engine_of(recipe) as engine:
@@ -198,20 +205,17 @@ def _make_in_workers(
             try:
                 made: MadeShard = future.result()
             except engine.lost as error:
-                failure = failure_of(item.shard, _died(error), kind="given up")
-                _tell(failure, stage, logger, board)
+                died = LostWorkersError(f"workers died of it: {error}")
+                account.failed(failure_of(item.shard, died, kind="given up"))
                 lost.append(item.shard)
             except Exception as error:  # raised below, when the shards in flight are committed
-                failed = _FailedShard(_tell(failure_of(item.shard, error), stage, logger, board))
-                failed.__cause__ = error
-                failures.append(failed)
+                failure = failure_of(item.shard, error)
+                account.failed(failure)
+                failures.append(_FailedShard(failure))
+                failures[-1].__cause__ = error
             else:
-                if made.load_seconds:
-                    line = "worker %s: the teacher was loaded in %.1f s"
-                    logger.info(line, made.worker, made.load_seconds)
-                progress = pace.after(made, item.most_views)
-                report(progress)
-                board.made(made, progress)
+                account.loaded(made)
+                account.made(made, pace.after(made, item.most_views))
             del future
     if failures:
         raise failures[0]
@@ -222,7 +226,3 @@ def _make_in_workers(
             f"kept, run again to try these"
         )
     return pace.done
-
-
-def _died(error: BaseException) -> LostWorkersError:
-    return LostWorkersError(f"workers died of it: {error}")

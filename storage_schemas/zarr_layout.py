@@ -132,7 +132,8 @@ def encode_tokens(
     rows = TokenRows(num_rows=len(is_joint_M), num_joint=int(is_joint_M.sum()))
     shapes = array_shapes(kept, rows)
     for name, (dtype, shape) in shapes.items():
-        assert _fits(arrays[name], dtype, shape), f"{name}: expected {dtype} {shape}"
+        got = arrays[name]
+        assert _fits(str(got.dtype), got.shape, dtype, shape), f"{name}: expected {dtype} {shape}"
     files = encode_group({name: arrays[name] for name in shapes})
     assert files.keys() == token_files(kept, rows), "an object is missing"
     return files
@@ -278,7 +279,7 @@ def read_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple[i
         _check_array(files, name, dtype, shape)
         store = zarr.storage.MemoryStore(objects)
         array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
-        assert _fits(array, dtype, shape), "as its description says"
+        assert _fits(str(array.dtype), array.shape, dtype, shape), "as its description says"
         return np.asarray(array[...])
     except (ValueError, KeyError, TypeError, RuntimeError, OSError, MemoryError) as error:
         raise CacheCorruptError(
@@ -296,8 +297,8 @@ def _check_array(files: Mapping[str, bytes], name: str, dtype: str, shape: tuple
         raise CacheCorruptError(f"got no {name}/zarr.json")
     got: Any = json.loads(files[f"{name}/zarr.json"])
     found = tuple(got["shape"])
-    if not all(type(size) is int and size >= 0 for size in found) or not _fits_shape(
-        (got["data_type"], found), dtype, shape
+    if not all(type(size) is int and size >= 0 for size in found) or not _fits(
+        got["data_type"], found, dtype, shape
     ):
         raise CacheCorruptError(f"got {got['data_type']} {list(found)}")
     inner, outer = _chunks(np.dtype(dtype), found)
@@ -343,15 +344,11 @@ def _check_object(
             )
 
 
-def _fits(array: Any, dtype: str, shape: tuple[int, ...]) -> bool:
-    return _fits_shape((str(array.dtype), array.shape), dtype, shape)
-
-
-def _fits_shape(got: tuple[str, tuple[int, ...]], dtype: str, shape: tuple[int, ...]) -> bool:
+def _fits(got_dtype: str, got_shape: tuple[int, ...], dtype: str, shape: tuple[int, ...]) -> bool:
     return (
-        got[0] == dtype
-        and len(got[1]) == len(shape)
-        and all(size in (found, _ANY) for found, size in zip(got[1], shape, strict=True))
+        got_dtype == dtype
+        and len(got_shape) == len(shape)
+        and all(size in (found, _ANY) for found, size in zip(got_shape, shape, strict=True))
     )
 
 

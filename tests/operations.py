@@ -18,9 +18,13 @@ from typing import Any
 
 import psutil
 
+from flows.local import answers
+
 ROOT = Path(__file__).parents[1]
 PREFECT = (sys.executable, "-m", "prefect")
 TEACHER, STUDENT = "teacher-cache/nightly", "student-train/on-commit"
+# Overrides of a training that goes on until it is stopped, with a loader's process beside it.
+LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
 _ATTEMPTS = 5
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -49,11 +53,18 @@ class Operations:
 
     def start(self, *arguments: str, **variables: str) -> psutil.Popen:
         """Prefect's command as a process that goes on; it is killed when the context ends."""
-        log = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
+        command = [*PREFECT, *arguments]
+        return self.launch(arguments[0], command, folder=self.folder, **variables)
+
+    def launch(
+        self, name: str, command: list[str], *, folder: Path = ROOT, **variables: str
+    ) -> psutil.Popen:
+        """The same of any command; `name` is its log's."""
+        log = self.folder / f"{len(self.processes)}-{name}.log"
         with log.open("wb") as output:
             process = psutil.Popen(
-                [*PREFECT, *arguments],
-                cwd=self.folder,
+                command,
+                cwd=folder,
                 env=self.environment | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -139,6 +150,10 @@ class Operations:
         self.until(lambda: self.state(run)["type"] in TERMINAL, seconds=seconds)
         return self.state(run)
 
+    def ends(self, run: str, state: str) -> None:
+        """Waits for a run's end, which is to be of this type."""
+        assert self.end_of(run)["type"] == state, self.log(run)
+
     def until(self, condition: Callable[[], object], *, seconds: float = 180) -> None:
         """Waits for a condition; what the worker and the server printed tells why it never came."""
         deadline = time.monotonic() + seconds
@@ -157,6 +172,14 @@ class Operations:
         self.until(is_there)
         return found[0]
 
+    def family_at_step(self, run: str, step: int) -> list[psutil.Process]:
+        """A training's process and those that it started, once its log tells of a step."""
+        process = self.flow_process(run)
+        self.until(lambda: f"step {step} of" in self.log(run))
+        family = [process, *process.children(recursive=True)]
+        assert any("spawn_main" in " ".join(one.cmdline()) for one in family), "a loader's process"
+        return family
+
     def cancel(self, run: str) -> None:
         """As the button in the UI and `prefect flow-run cancel` do."""
         body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
@@ -171,8 +194,7 @@ class Operations:
 def operations(folder: Path, **variables: str) -> Iterator[Operations]:
     """A server with a database of its own under `folder`; everything ends with the context."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = kept | {
@@ -188,7 +210,7 @@ def operations(folder: Path, **variables: str) -> Iterator[Operations]:
     made = Operations(url=url, folder=folder, environment=environment)
     try:
         made.start("server", "start", "--host", "127.0.0.1", "--port", str(port))
-        made.until(lambda: _answers(f"{url}/health"))
+        made.until(lambda: answers(f"{url}/health"))
         yield made
     finally:
         for process in reversed(made.processes):
@@ -216,7 +238,18 @@ def _runs(process: psutil.Process, run: str) -> bool:
     return False
 
 
-def _answers(url: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-        return response.status == 200
-    return False
+def free_port() -> int:
+    """A port of loopback that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def ledger_of(recipe: Path) -> dict[str, int]:
+    """Each shard's ledger entry, and when it was written."""
+    entries = (recipe.parent / "cache" / "ledger").glob("*.json")
+    return {entry.name: entry.stat().st_mtime_ns for entry in entries}
+
+
+def last_saved(output: Path) -> int:
+    """The step of a training's last checkpoint."""
+    return max(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))

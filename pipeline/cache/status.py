@@ -3,7 +3,7 @@
 Read from the manifest, the ledger and a run's notes alone: no shard is opened, nothing is hashed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,6 @@ from storage_schemas.manifest import (
     LEDGER_FOLDER,
     SHARDS_FOLDER,
     Counts,
-    LedgerEntry,
     Manifest,
     shard_name,
     views_in_name,
@@ -78,29 +77,28 @@ def cache_status(address: str | Path) -> CacheStatus:
     failures = _read_failures(store)
     entries = read_ledger(store)
     there = {entry.shard for entry in entries}
-    missing = _missing(store, entries)
+    committed: dict[int, list[range]] = {}
+    for entry in entries:
+        committed.setdefault(entry.part, []).append(entry.views)
     return CacheStatus(
         address=store.address,
         manifest=manifest,
         num_shards=len(entries),
-        missing=missing,
+        missing=_missing(store, committed),
         counts=total_counts(entries),
         num_bytes=sum(entry.num_bytes for entry in entries),
         last_commit=store.changed_at(LEDGER_FOLDER),
         writers=store.writers(),
         uncommitted=tuple(sorted(set(begun) - there)),
-        failures=tuple(one for one in failures if not _is_over(one, entries)),
+        failures=tuple(one for one in failures if not _is_over(one, committed)),
     )
 
 
-def _missing(store: CacheStore, entries: Iterable[LedgerEntry]) -> tuple[str, ...] | None:
+def _missing(store: CacheStore, committed: Mapping[int, list[range]]) -> tuple[str, ...] | None:
     try:
         wanted = _parse(Wanted, store, WANTED_FILE, store.read(WANTED_FILE))
     except FileNotFoundError:
         return None
-    committed: dict[int, list[range]] = {}
-    for entry in entries:
-        committed.setdefault(entry.part, []).append(entry.views)
     return tuple(
         shard_name(part, views.start, views.stop)
         for part, views in missing_views(committed, range(wanted.num_parts), wanted.views)
@@ -113,19 +111,13 @@ def _read_failures(store: CacheStore) -> list[Failure]:
     return [_parse(Failure, store, path, data) for path, data in texts.items()]
 
 
-def _is_over(failure: Failure, entries: Iterable[LedgerEntry]) -> bool:
+def _is_over(failure: Failure, committed: Mapping[int, list[range]]) -> bool:
     """Whether every view of the shard is committed by now, in whatever shards."""
     found = views_in_name(failure.shard)
     if found is None:
         return False
     part, views = found
-    return not list(
-        missing_views(
-            {part: [range(views.start), *(one.views for one in entries if one.part == part)]},
-            [part],
-            views.stop,
-        )
-    )
+    return all(any(view in there for there in committed.get(part, ())) for view in views)
 
 
 def _parse(model: type[Model], store: CacheStore, path: str, data: bytes) -> Model:

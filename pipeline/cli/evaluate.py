@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pipeline.cli.generate import Student, load
+from pipeline.config.read import read_fields
 from pipeline.config.records import FilesSource
 from pipeline.evaluate.draws import DrawnScores, join_draws
 from pipeline.evaluate.heldout import draw_held_out, evaluate_held_out
@@ -228,7 +229,7 @@ def _weights(folder: Path) -> str | None:
 def _recipe(folder: Path) -> Any:
     """What a student was trained from, as it stands beside its weights; None where nothing does."""
     file = folder / RECIPE_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_fields(file, "the student's recipe") if file.is_file() else None
 
 
 def _without_nan(value: Any) -> Any:

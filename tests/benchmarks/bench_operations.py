@@ -21,12 +21,20 @@ from pathlib import Path
 import psutil
 
 from tests.doc_commands import run_doc_commands
-from tests.operations import ROOT, STUDENT, TEACHER, Operations, operations
+from tests.operations import (
+    LONG,
+    ROOT,
+    STUDENT,
+    TEACHER,
+    Operations,
+    last_saved,
+    ledger_of,
+    operations,
+)
 from tests.tiny_recipe import save_models, write_recipe_file
 
 RECORDS = 48
 SETTLE_SECONDS = 10
-LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
 
 
 def main() -> None:
@@ -48,15 +56,15 @@ def deploy_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
     began = time.monotonic()
     ops.deploy(recipe, str(recipe.parent / "cache"))
     run = ops.run(TEACHER)
-    ops.until(lambda: _ledger(recipe))
+    ops.until(lambda: ledger_of(recipe))
     to_first_shard = time.monotonic() - began
     ops.flow_process(run).kill()
-    assert ops.end_of(run)["type"] == "CRASHED", ops.log(run)
-    kept = _ledger(recipe)
+    ops.ends(run, "CRASHED")
+    kept = ledger_of(recipe)
     assert 0 < len(kept) < RECORDS, "killed before its end"
     again = ops.run(TEACHER)
-    assert ops.end_of(again)["type"] == "COMPLETED", ops.log(again)
-    made = _ledger(recipe)
+    ops.ends(again, "COMPLETED")
+    made = ledger_of(recipe)
     assert len(made) == RECORDS, "the resumed run made all that was missing"
     return {
         "deploy_to_first_shard_s": round(to_first_shard, 1),
@@ -67,25 +75,25 @@ def deploy_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
 def cancel_and_kill(ops: Operations, recipe: Path) -> dict[str, float]:
     """Stage 2: cancelled in the middle; another student killed after a checkpoint, and resumed."""
     chained = ops.chained(recipe)["id"]
-    assert ops.end_of(chained)["type"] == "COMPLETED", ops.log(chained)
+    ops.ends(chained, "COMPLETED")
     cancelled = ops.run(STUDENT, overrides=LONG, output=str(recipe.parent / "cancelled"))
-    first = _family_at_step(ops, cancelled, 3)
+    first = ops.family_at_step(cancelled, 3)
     began = time.monotonic()
     ops.cancel(cancelled)
     psutil.wait_procs(first, timeout=120)
     to_exit = time.monotonic() - began
-    assert ops.end_of(cancelled)["type"] == "CANCELLED", ops.log(cancelled)
+    ops.ends(cancelled, "CANCELLED")
     assert list((recipe.parent / "cancelled").glob("checkpoint-*")), "a checkpoint was saved"
 
     output = recipe.parent / "killed"
     overrides = [*LONG, "train.save_steps=5"]
     killed = ops.run(STUDENT, overrides=overrides, output=str(output))
-    second = _family_at_step(ops, killed, 7)
+    second = ops.family_at_step(killed, 7)
     second[0].kill()
-    assert ops.end_of(killed)["type"] == "CRASHED", ops.log(killed)
-    saved = max(int(one.name.removeprefix("checkpoint-")) for one in output.glob("checkpoint-*"))
+    ops.ends(killed, "CRASHED")
+    saved = last_saved(output)
     again = ops.run(STUDENT, overrides=overrides, output=str(output))
-    third = _family_at_step(ops, again, saved + 1)
+    third = ops.family_at_step(again, saved + 1)
     resumed = next(line for line in ops.log(again).splitlines() if line.startswith("step "))
     ops.cancel(again)
     ops.end_of(again)
@@ -118,20 +126,6 @@ def hostile() -> dict[str, int]:
     *refused_not, figures = done.stdout.splitlines()
     print(*refused_not, sep="\n", file=sys.stderr)
     return json.loads(figures)
-
-
-def _family_at_step(ops: Operations, run: str, step: int) -> list[psutil.Process]:
-    """A training's process and those that it started, once its log tells of a step."""
-    process = ops.flow_process(run)
-    ops.until(lambda: f"step {step} of" in ops.log(run))
-    family = [process, *process.children(recursive=True)]
-    assert len(family) > 1, "a loader process beside the training's own"
-    return family
-
-
-def _ledger(recipe: Path) -> dict[str, int]:
-    entries = (recipe.parent / "cache" / "ledger").glob("*.json")
-    return {entry.name: entry.stat().st_mtime_ns for entry in entries}
 
 
 if __name__ == "__main__":

@@ -19,17 +19,10 @@ from pipeline.demo.recipes import QUICK, choose_records, with_values, write_reci
 from pipeline.student_train import run_student_train
 from pipeline.teacher_cache import run_teacher_cache
 from pipeline.text.tokenizer import ChatTokenizer
+from tests.tiny_recipe import MODEL
 
 _ROOT = Path(__file__).parents[2]
-_SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-}
+_SHAPE: dict[str, Any] = MODEL | {"tie_word_embeddings": True}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _RUN_TWICE = """
 import sys

@@ -1,7 +1,6 @@
 """The files that the student's image has, and no others, run stage 2."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from pipeline.config.recipe import load_recipe
 from pipeline.teacher_cache import run_teacher_cache
-from tests.images import DOCKERFILES, ROOT, rehearse
+from tests.images import DOCKERFILES, rehearse
 from tests.tiny_recipe import save_models, write_recipe_file
 
 # An editable installation would find in the checkout what the image leaves out.
@@ -36,9 +35,7 @@ def image(tmp_path_factory) -> Path:
     files = rehearse.context(DOCKERFILES["student"])
     for name, rest in rehearse.instructions(DOCKERFILES["student"]):
         if name == "COPY":
-            for file, place in rehearse.copied(rest, {}, files):
-                (source / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(ROOT / file, source / place)
+            rehearse.copy(rest, {}, files, source)
     return source
 
 

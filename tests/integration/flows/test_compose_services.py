@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests.images import SERVICES
-from tests.operations import ROOT, TEACHER, Operations, operations
+from tests.operations import ROOT, TEACHER, Operations, free_port, operations
 from tests.s3 import S3Server
 from tests.tiny_recipe import write_recipe_file
 
@@ -62,8 +60,7 @@ def database() -> Iterator[int]:
         "scram-sha-256",
     )
     subprocess.run([*initdb, "--pwfile", password], **run)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     control = (POSTGRESQL[-1] / "pg_ctl", "--pgdata", folder / "data", "--wait")
     subprocess.run([*control, "--log", folder / "log", "--options", options, "start"], **run)
@@ -77,11 +74,6 @@ def database() -> Iterator[int]:
         shutil.rmtree(folder)
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return str(listener.getsockname()[1])
-
-
 def start_worker(server: Operations, name: str, port: str) -> None:
     worker = SERVICES[name]
     program, *arguments = [*worker["entrypoint"], *worker["command"]]
@@ -90,11 +82,7 @@ def start_worker(server: Operations, name: str, port: str) -> None:
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
         "PREFECT_WORKER_WEBSERVER_PORT": port,
     }
-    with (server.folder / f"{name}.log").open("wb") as log:
-        command = [sys.executable, *arguments]
-        environment = server.environment | variables
-        process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-    server.processes.append(process)
+    server.launch(name, [sys.executable, *arguments], **variables)
 
 
 def is_healthy(name: str, port: str) -> bool:
@@ -129,14 +117,13 @@ def test_the_stages_run_in_a_chain_on_postgresql(database, models, tmp_path):
         automations = server.api("POST", "automations/filter", {})
         assert len(automations) == 2, "one for the chain, one for lost runs"
 
-        ports = {name: free_port() for name in ("teacher-worker", "student-worker")}
+        ports = {name: str(free_port()) for name in ("teacher-worker", "student-worker")}
         for name, port in ports.items():
             assert not is_healthy(name, port)
             start_worker(server, name, port)
         for name, port in ports.items():
             server.until(lambda name=name, port=port: is_healthy(name, port))
         run = server.run(TEACHER)
-        assert server.end_of(run)["type"] == "COMPLETED", server.log(run)
-        student = server.chained(recipe)["id"]
-        assert server.end_of(student)["type"] == "COMPLETED", server.log(student)
+        server.ends(run, "COMPLETED")
+        server.ends(server.chained(recipe)["id"], "COMPLETED")
     assert (recipe.parent / "student" / "final").is_dir()

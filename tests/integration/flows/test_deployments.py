@@ -9,10 +9,18 @@ import psutil
 import pytest
 
 from pipeline.cache.inspect import scan_views
-from tests.operations import ROOT, STUDENT, TEACHER, Operations, operations
+from tests.operations import (
+    LONG,
+    ROOT,
+    STUDENT,
+    TEACHER,
+    Operations,
+    last_saved,
+    ledger_of,
+    operations,
+)
 
 NUM_RECORDS = 24
-LONG = ["train.max_steps=100000", "train.epochs=100000", "train.loader_workers=1"]
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +42,6 @@ def deployed(ops: Operations, write_recipe) -> Path:
 def deployed_once(ops: Operations, tmp_path_factory) -> None:
     """Deployments that are only looked at."""
     ops.deploy(tmp_path_factory.mktemp("once") / "recipe.toml", "/data/cache")
-
-
-def ended(ops: Operations, run: str, state: str) -> None:
-    assert ops.end_of(run)["type"] == state, ops.log(run)
-
-
-def shards_of(recipe: Path) -> dict[str, int]:
-    """Each shard's ledger entry and when it was written."""
-    ledger = (recipe.parent / "cache" / "ledger").glob("*.json")
-    return {entry.name: entry.stat().st_mtime_ns for entry in ledger}
 
 
 @pytest.mark.parametrize(
@@ -73,16 +71,16 @@ def test_a_form_shows_each_parameter_by_itself_and_says_what_it_is(ops):
 
 
 def test_by_hand_with_other_parameters_then_the_chain_then_the_student_alone(ops, deployed):
-    ended(ops, ops.run(TEACHER, views=1), "COMPLETED")
+    ops.ends(ops.run(TEACHER, views=1), "COMPLETED")
     views = scan_views(deployed.parent / "cache").select("view").collect()
     assert views["view"].to_list() == [0] * NUM_RECORDS
     chained = ops.chained(deployed)
-    ended(ops, chained["id"], "COMPLETED")
+    ops.ends(chained["id"], "COMPLETED")
     assert chained["created_by"]["type"] == "AUTOMATION"
     assert (deployed.parent / "student" / "summary.json").exists()
     other = deployed.parent / "calm"
     again = ops.run(STUDENT, objective="calm", temperature=1.0, seed=3, output=str(other))
-    ended(ops, again, "COMPLETED")
+    ops.ends(again, "COMPLETED")
     recipe = json.loads((other / "final" / "recipe.json").read_text())
     assert (recipe["objective"]["type"], recipe["objective"]["temperature"]) == ("calm", 1.0)
     assert recipe["train"]["seed"] == 3
@@ -100,68 +98,63 @@ def test_a_schedule_starts_the_teacher_and_the_commit_the_student(ops, deployed)
     ops.api("DELETE", f"deployments/{teacher['id']}/schedules/{added['id']}")
     first = next(run for run in ops.runs("teacher-cache", deployed) if run["start_time"])
     assert first["auto_scheduled"]
-    ended(ops, first["id"], "COMPLETED")
-    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    ops.ends(first["id"], "COMPLETED")
+    ops.ends(ops.chained(deployed)["id"], "COMPLETED")
     assert (deployed.parent / "student" / "summary.json").exists()
 
 
+def goes_on(ops: Operations, output: Path, overrides: list[str]) -> None:
+    """The same training, run again, takes the step after its last checkpoint first."""
+    saved = last_saved(output)
+    again = ops.run(STUDENT, overrides=overrides, output=str(output))
+    ops.until(lambda: f"step {saved + 1} of" in ops.log(again))
+    ops.cancel(again)
+    ops.ends(again, "CANCELLED")
+    assert "step 1 of" not in ops.log(again)
+
+
 def test_a_cancelled_training_saves_a_checkpoint_leaves_no_process_and_goes_on(ops, deployed):
-    ended(ops, ops.run(TEACHER), "COMPLETED")
-    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    ops.ends(ops.run(TEACHER), "COMPLETED")
+    ops.ends(ops.chained(deployed)["id"], "COMPLETED")
     output = deployed.parent / "long"
     run = ops.run(STUDENT, overrides=LONG, output=str(output))
-    process = ops.flow_process(run)
-    ops.until(lambda: "step 3 of" in ops.log(run))
-    family = [process, *process.children(recursive=True)]
-    assert any("spawn_main" in " ".join(one.cmdline()) for one in family), "a loader's process"
+    family = ops.family_at_step(run, 3)
     ops.cancel(run)
-    ended(ops, run, "CANCELLED")
+    ops.ends(run, "CANCELLED")
     assert psutil.wait_procs(family, timeout=15)[1] == []
-    (saved,) = output.glob("checkpoint-*")
-    step = int(saved.name.removeprefix("checkpoint-"))
-    assert step >= 3
-    again = ops.run(STUDENT, overrides=LONG, output=str(output))
-    ops.until(lambda: f"step {step + 1} of" in ops.log(again))
-    ops.cancel(again)
-    ended(ops, again, "CANCELLED")
-    assert "step 1 of" not in ops.log(again)
+    assert len(list(output.glob("checkpoint-*"))) == 1
+    assert last_saved(output) >= 3
+    goes_on(ops, output, LONG)
 
 
 def test_a_killed_teacher_is_marked_and_the_next_run_makes_only_what_is_missing(ops, deployed):
     run = ops.run(TEACHER)
-    ops.until(lambda: len(shards_of(deployed)) >= 2)
+    ops.until(lambda: len(ledger_of(deployed)) >= 2)
     ops.flow_process(run).kill()
-    ended(ops, run, "CRASHED")
-    kept = shards_of(deployed)
+    ops.ends(run, "CRASHED")
+    kept = ledger_of(deployed)
     assert 2 <= len(kept) < NUM_RECORDS, "killed in mid-run"
     assert ops.runs("student-train", deployed) == [], "an unfinished cache starts no student"
     again = ops.run(TEACHER)
-    ended(ops, again, "COMPLETED")
+    ops.ends(again, "COMPLETED")
     assert f"{len(kept)} shards found" in ops.log(again)
-    made = shards_of(deployed)
+    made = ledger_of(deployed)
     assert len(made) == NUM_RECORDS
     assert kept.items() <= made.items()
-    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    ops.ends(ops.chained(deployed)["id"], "COMPLETED")
 
 
 def test_a_killed_training_is_marked_and_the_next_run_goes_on_from_its_checkpoint(ops, deployed):
-    ended(ops, ops.run(TEACHER), "COMPLETED")
-    ended(ops, ops.chained(deployed)["id"], "COMPLETED")
+    ops.ends(ops.run(TEACHER), "COMPLETED")
+    ops.ends(ops.chained(deployed)["id"], "COMPLETED")
     output = deployed.parent / "long"
     overrides = [*LONG, "train.save_steps=5"]
     run = ops.run(STUDENT, overrides=overrides, output=str(output))
-    process = ops.flow_process(run)
-    ops.until(lambda: "step 7 of" in ops.log(run))
-    family = [process, *process.children(recursive=True)]
-    process.kill()
-    ended(ops, run, "CRASHED")
+    family = ops.family_at_step(run, 7)
+    family[0].kill()
+    ops.ends(run, "CRASHED")
     assert psutil.wait_procs(family, timeout=15)[1] == []
-    saved = max(int(path.name.removeprefix("checkpoint-")) for path in output.glob("checkpoint-*"))
-    again = ops.run(STUDENT, overrides=overrides, output=str(output))
-    ops.until(lambda: f"step {saved + 1} of" in ops.log(again))
-    ops.cancel(again)
-    ended(ops, again, "CANCELLED")
-    assert "step 1 of" not in ops.log(again)
+    goes_on(ops, output, overrides)
 
 
 def test_a_run_whose_worker_and_machine_are_gone_is_marked(ops, deployed):
@@ -173,9 +166,9 @@ def test_a_run_whose_worker_and_machine_are_gone_is_marked(ops, deployed):
     lost = ops.worker("lost", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
     run = ops.run(TEACHER, queue="lost", views=1)
     process = ops.flow_process(run)
-    ops.until(lambda: shards_of(deployed))
+    ops.until(lambda: ledger_of(deployed))
     lost.kill()
     process.kill()
     assert ops.state(run)["type"] == "RUNNING"
-    ended(ops, run, "CRASHED")
+    ops.ends(run, "CRASHED")
     assert "no heartbeat" in ops.state(run)["message"]

@@ -1,13 +1,11 @@
 """Stopping a worker with a run in flight, as `docker stop` and a service manager do."""
 
 import signal
-import subprocess
 import sys
 
-import psutil
 import pytest
 
-from tests.operations import ROOT, STUDENT, TEACHER, Operations, operations, processes_of
+from tests.operations import STUDENT, TEACHER, operations, processes_of
 from tests.tiny_recipe import write_recipe_file
 
 
@@ -17,24 +15,15 @@ def server(tmp_path):
         yield server
 
 
-def start_worker(server: Operations) -> psutil.Popen:
-    command = (sys.executable, "-m", "flows.pool_worker", "--pool", "tidecache", "--limit", "1")
-    with (server.folder / "pool-worker.log").open("wb") as log:
-        worker = psutil.Popen(
-            command, cwd=ROOT, env=server.environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    server.processes.append(worker)
-    return worker
-
-
 def test_a_stopped_worker_lets_its_run_save_a_checkpoint_and_starts_no_other(
     server, models, tmp_path
 ):
     recipe = write_recipe_file(tmp_path / "stopped", models)
     server.deploy(recipe, "s3://nobody/commits-this")
-    worker = start_worker(server)
+    command = [sys.executable, "-m", "flows.pool_worker", "--pool", "tidecache", "--limit", "1"]
+    worker = server.launch("pool-worker", command)
     made = server.run(TEACHER, recipe=str(recipe))
-    assert server.end_of(made)["type"] == "COMPLETED"
+    server.ends(made, "COMPLETED")
     endless = ["train.max_steps=100000", "train.save_steps=100000"]
     run = server.run(STUDENT, recipe=str(recipe), overrides=endless)
     server.until(lambda: "step 2 of" in server.log(run))
