@@ -25,8 +25,6 @@ from pipeline.text.pair import make_pair
 from pipeline.text.tokenizer import ChatTokenizer
 from pipeline.train.pace import TIMINGS
 from storage_schemas.examples import Pair
-from storage_schemas.manifest import RECIPE_FILE
-from storage_schemas.run_notes import FAILURES_FOLDER, WANTED_FILE
 from storage_schemas.views import Corruption
 
 VOCAB = {"student": 4096, "teacher-b": 4096, "teacher-a": 3072}
@@ -219,11 +217,11 @@ def assert_same(got: Any, want: Any, where: str = "value") -> None:
 
 
 def files_of(folder: Path) -> Mapping[str, bytes]:
-    """Every file of a cache by relative path, less its scratch folder and notes of its runs."""
+    """Every file of a cache by relative path, without the scratch folder and recipe.json."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.relative_to(folder).parts[0]
-        not in {"tmp", RECIPE_FILE, WANTED_FILE, FAILURES_FOLDER}
+        and path.relative_to(folder).parts[0] != "tmp"
+        and path.name != "recipe.json"
     }

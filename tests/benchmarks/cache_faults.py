@@ -43,6 +43,7 @@ from pipeline.stream.loader import CacheStream
 from pipeline.teacher.transformers_backend import TransformersBackend
 from pipeline.teacher_cache import run_teacher_cache
 from storage_schemas.errors import TidecacheError
+from storage_schemas.run_notes import FAILURES_FOLDER, WANTED_FILE
 
 PHASES = ("teacher pass", "array write", "rename", "ledger append", "resume")
 DAMAGES = ("flip", "truncation", "flip", "missing", "exchange")
@@ -325,6 +326,8 @@ def _targets(cache: Path) -> dict[str, list[str]]:
     targets: dict[str, list[str]] = {}
     for path in files_of(cache):
         parts = path.split("/")
+        if parts[0] in (WANTED_FILE, FAILURES_FOLDER):
+            continue  # a run's notes: no shard depends on them, and `status` checks their seals
         if parts[0] in ("manifest.json", "ledger"):
             name = parts[0]
         elif "tokens.zarr" in parts:
